@@ -1,0 +1,45 @@
+"""Edmund: diffusion generative models on the design space of EDM (Karras et al. 2022), every part swappable.
+
+x = edmund.sample(denoiser, (64, 3, 32, 32))        any denoiser, any sampler, grid and process
+model = edmund.load("runs/digits")                   a trained model
+x = model.sample(64, labels=torch.arange(64) % 10)   samples in the data's own units
+"""
+
+from edmund import (
+    denoiser,
+    errors,
+    formulation,
+    grid,
+    loss,
+    noise,
+    noise_density,
+    preconditioning,
+    prediction,
+    process,
+    samplers,
+)
+from edmund.errors import InputError
+from edmund.model import Model, load
+from edmund.sample import Trajectory, sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "Model",
+    "Trajectory",
+    "__version__",
+    "denoiser",
+    "errors",
+    "formulation",
+    "grid",
+    "load",
+    "loss",
+    "noise",
+    "noise_density",
+    "preconditioning",
+    "prediction",
+    "process",
+    "sample",
+    "samplers",
+]

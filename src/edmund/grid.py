@@ -1,0 +1,204 @@
+r"""Grids: which noise levels a sampler visits.
+
+A grid maps (num_steps, sigma_min, sigma_max) to sigma_0 = sigma_max > sigma_1 > ... > sigma_{N-1} = sigma_min > sigma_N
+= 0: N steps, the last one to 0 (Karras et al. 2022, Table 1, "Time steps"). Values are float64. sigma runs from noise
+to data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from edmund import registry
+from edmund.errors import InputError, check_count, check_positive
+from edmund.process import VP as VPProcess
+from edmund.process import Process, check_range, iddpm_levels
+
+
+class Grid(ABC):
+    """The base:
+
+    checks the arguments, rounds to a discrete model's levels, appends the final 0. A grid of one's own defines `nodes`.
+    """
+
+    @abstractmethod
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        """The num_steps >= 2 positive nodes from sigma_max down to sigma_min, float64."""
+
+    def __call__(
+        self, num_steps: int, sigma_min: float, sigma_max: float, round_sigma: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """The noise levels of num_steps steps: float64 [num_steps + 1], strictly decreasing, the last 0. One step is
+        [sigma_max, 0].
+
+        round_sigma: snaps to the levels that a discrete model knows. Raises InputError for a bad range, for num_steps <
+        1 and for more steps than distinct levels.
+        """
+        check_count("num_steps", num_steps)
+        check_range(sigma_min, sigma_max)
+        if num_steps == 1:
+            nodes = torch.tensor([sigma_max], dtype=torch.float64)
+        else:
+            nodes = self.nodes(num_steps, sigma_min, sigma_max)
+        if round_sigma is not None:
+            nodes = round_sigma(nodes)
+        sigmas = torch.cat([nodes, torch.zeros(1, dtype=torch.float64)])
+        if not bool((sigmas.diff() < 0).all()):
+            distinct = len(torch.unique(nodes[nodes > 0]))
+            raise InputError(
+                f"num_steps is {num_steps}, but only {distinct} distinct noise levels lie between sigma_min = "
+                f"{sigma_min} and sigma_max = {sigma_max} "
+                "on this grid; take fewer steps or a wider range"
+            )
+        return sigmas
+
+
+def _ramp(num_steps: int) -> Tensor:
+    """i / (N - 1) for i = 0 .. N - 1."""
+    return torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
+
+
+@dataclass(frozen=True)
+class EDM(Grid):
+    """Uniform in sigma^(1/rho) (Karras et al.
+
+    2022, Eq. 5); rho 7 puts most steps at low noise, 1 is uniform in sigma.
+    """
+
+    name: ClassVar[str] = "edm"
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check_positive("rho", self.rho)
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        start, end = sigma_max ** (1 / self.rho), sigma_min ** (1 / self.rho)
+        nodes: Tensor = (start + _ramp(num_steps) * (end - start)) ** self.rho
+        return nodes
+
+
+@dataclass(frozen=True)
+class VP(Grid):
+    """Uniform in the time of the VP process fitted to the range:
+
+    t_i = 1 + i/(N-1) (epsilon_s - 1) (Song et al. 2021).
+    """
+
+    name: ClassVar[str] = "vp"
+    epsilon_s: float = 1e-3
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        process = VPProcess.for_range(sigma_min, sigma_max, self.epsilon_s)
+        return process.sigma(1 + _ramp(num_steps) * (self.epsilon_s - 1))
+
+
+@dataclass(frozen=True)
+class VE(Grid):
+    """Uniform in ln sigma:
+
+    t_i = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i/(N-1)) with t = sigma^2 (Song et al. 2021).
+    """
+
+    name: ClassVar[str] = "ve"
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        return sigma_max * (sigma_min / sigma_max) ** _ramp(num_steps)
+
+
+@dataclass(frozen=True)
+class IDDPM(Grid):
+    """Levels of iDDPM's discrete steps (Nichol & Dhariwal 2021):
+
+    those within the range, at indices round((len - 1)/(N - 1) i).
+    """
+
+    name: ClassVar[str] = "iddpm"
+    M: int = 1000
+    C_1: float = 0.001
+    C_2: float = 0.008
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        levels = iddpm_levels(self.M, self.C_1, self.C_2)
+        inside = levels[(levels >= sigma_min) & (levels <= sigma_max)]
+        if len(inside) < num_steps:
+            raise InputError(
+                f"num_steps is {num_steps}, but iDDPM has only {len(inside)} levels between sigma_min = "
+                f"{sigma_min} and sigma_max = {sigma_max}"
+            )
+        return inside[(_ramp(num_steps) * (len(inside) - 1)).round().long()]
+
+
+@dataclass(frozen=True)
+class PolyExponential(Grid):
+    """ln sigma falls along (1 - i/(N-1))^rho; rho 1 is uniform in ln sigma, more has more steps at low noise."""
+
+    name: ClassVar[str] = "poly_exponential"
+    rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("rho", self.rho)
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        return sigma_min * (sigma_max / sigma_min) ** ((1 - _ramp(num_steps)) ** self.rho)
+
+
+@dataclass(frozen=True)
+class UniformTime(Grid):
+    """Uniform in the time t of a process, between t(sigma_max) and t(sigma_min): for flows, uniform steps in t."""
+
+    process: Process
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        start, end = self.process.t(torch.tensor([sigma_max, sigma_min], dtype=torch.float64))
+        nodes = self.process.sigma(start + _ramp(num_steps) * (end - start))
+        nodes[0], nodes[-1] = sigma_max, sigma_min
+        return nodes
+
+
+@dataclass(frozen=True)
+class Fixed(Grid):
+    """Given noise levels, falling; with or without the final 0. They say the steps and the range themselves."""
+
+    sigmas: tuple[float, ...]
+
+    def __init__(self, sigmas: Sequence[float] | Tensor) -> None:
+        values = [float(value) for value in sigmas]
+        positive = values[:-1] if values and values[-1] == 0 else values
+        falling = all(later < earlier for earlier, later in itertools.pairwise(positive))
+        if not positive or not falling or positive[-1] <= 0 or not math.isfinite(positive[0]):
+            raise InputError(
+                f"sigmas is {values}; levels are finite, positive and fall strictly (a final 0 may follow)"
+            )
+        object.__setattr__(self, "sigmas", tuple(positive))
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        return torch.tensor(self.sigmas, dtype=torch.float64)
+
+    def __call__(
+        self, num_steps: int, sigma_min: float, sigma_max: float, round_sigma: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """As of any grid; InputError when an argument contradicts the given levels."""
+        for argument, asked, own in (
+            ("num_steps", num_steps, len(self.sigmas)),
+            ("sigma_min", sigma_min, self.sigmas[-1]),
+            ("sigma_max", sigma_max, self.sigmas[0]),
+        ):
+            if asked != own:
+                raise InputError(f"{argument} is {asked!r}, but the fixed grid's own is {own!r}; leave it out")
+        if len(self.sigmas) == 1:
+            return torch.tensor([self.sigmas[0], 0.0], dtype=torch.float64)
+        return super().__call__(num_steps, sigma_min, sigma_max, round_sigma)
+
+
+def named() -> dict[str, type[Grid]]:
+    """The grids that need no argument, by name."""
+    return registry.in_module(sys.modules[__name__], Grid)

@@ -1,0 +1,229 @@
+"""Everything that a network is told beside the noisy sample, gathered in one embedding vector.
+
+    e = SiLU(W_2 SiLU(W_1 features(c_noise) + labels + context + augment_labels))
+
+Each term but the first is zero, exactly, when there is nothing to tell: labels and augment labels pass through a linear
+map without a bias (a zero row is "none", as in EDM), and a context that is dropped is replaced by a learned null
+vector, which starts at zero. `condition_dropped` marks the samples of a batch that are to see no condition; that is
+what classifier-free guidance trains on and samples with (Ho & Salimans 2022). Augment labels are no condition in that
+sense and stay.
+
+A context of tokens [B, T, C] is pooled by attention with learned queries (Lee et al. 2019, Set Transformer, PMA), so
+its result does not depend on the tokens' order; a vector [B, C] is one token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edmund.errors import InputError, check_count
+from edmund.networks.embedding import NoiseFeatures
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_dropout(dropout: float) -> float:
+    """`dropout`, if it is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout is {dropout!r}; it must be in [0, 1)")
+    return dropout
+
+
+def check_input(x: Tensor, c_noise: Tensor, shape: str, channels: int, ndim: int) -> None:
+    """Refuses an x that is not [B, channels, ...] with `ndim` axes, as `shape` says, and a c_noise that is not [B]."""
+    if x.ndim != ndim or x.shape[1] != channels:
+        raise InputError(f"x has shape {list(x.shape)}; this network takes {shape}")
+    if c_noise.shape != x.shape[:1]:
+        raise InputError(f"c_noise has shape {list(c_noise.shape)}; x of batch {x.shape[0]} needs [{x.shape[0]}]")
+    if c_noise.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"c_noise has dtype {c_noise.dtype}; it must be torch.float32 (half precision cannot tell 997 from 999)"
+        )
+
+
+def check_condition(name: str, value: Tensor, batch: int) -> Tensor:
+    """`value` [batch, *] or [1, *], expanded to [batch, *]; any other batch is an `InputError`."""
+    if value.ndim == 0 or value.shape[0] not in (1, batch):
+        raise InputError(
+            f"{name} has shape {list(value.shape)}; x has batch {batch}, so its first axis must be {batch} or 1"
+        )
+    return value.expand(batch, *value.shape[1:])
+
+
+def check_dropped(condition_dropped: Tensor | None, batch: int, conditional: bool) -> Tensor | None:
+    """`condition_dropped` as [batch] bool, or None; refused where there is no condition to drop."""
+    if condition_dropped is None:
+        return None
+    if not conditional:
+        raise InputError(
+            "condition_dropped is given, but this network has no labels, context or image to drop; leave it out"
+        )
+    if condition_dropped.dtype != torch.bool or condition_dropped.ndim != 1:
+        raise InputError(
+            f"condition_dropped has dtype {condition_dropped.dtype} and shape {list(condition_dropped.shape)}; "
+            f"it must be bool [{batch}]"
+        )
+    return check_condition("condition_dropped", condition_dropped, batch)
+
+
+def check_image(
+    image: Tensor | None, x: Tensor, shape: list[int] | None, condition_dropped: Tensor | None
+) -> Tensor | None:
+    """The image condition [B, *shape] in x's dtype, never scaled, zero where dropped; None without one."""
+    if shape is None:
+        if image is not None:
+            raise InputError(
+                f"image of shape {list(image.shape)} is given, but this network was built without an image condition"
+            )
+        return None
+    wanted = f"[{x.shape[0]}, {', '.join(map(str, shape))}]"
+    if image is None:
+        raise InputError(f"image is missing; this network needs one of shape {wanted}")
+    if list(image.shape[1:]) != shape:
+        raise InputError(f"image has shape {list(image.shape)}; this network needs {wanted}")
+    if not image.is_floating_point():
+        raise InputError(f"image has dtype {image.dtype}; it must be floating point, scaled as in training")
+    image = check_condition("image", image, x.shape[0]).to(x.dtype)
+    if condition_dropped is not None:
+        image = torch.where(condition_dropped[:, None, None, None], torch.zeros_like(image), image)
+    return image
+
+
+class ContextPooling(nn.Module):
+    """Context [B, C] or tokens [B, T, C] -> [B, channels]: a hidden layer per token, then attention over the tokens."""
+
+    def __init__(self, context_dim: int, channels: int) -> None:
+        super().__init__()
+        self.context_dim = context_dim
+        self.heads = channels // 32 if channels % 32 == 0 else 1
+        self.hidden = nn.Linear(context_dim, channels)
+        self.query = nn.Parameter(torch.empty(self.heads, channels // self.heads))
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.normal_(self.query)
+
+    def forward(self, context: Tensor) -> Tensor:
+        if context.ndim == 2:
+            context = context[:, None]
+        batch, tokens, _ = context.shape
+        h = F.silu(self.hidden(context))
+        key, value = (f(h).view(batch, tokens, self.heads, -1).transpose(1, 2) for f in (self.key, self.value))
+        query = self.query.to(key.dtype)[None, :, None].expand(batch, -1, -1, -1)
+        pooled: Tensor = self.out(F.scaled_dot_product_attention(query, key, value).reshape(batch, -1))
+        return pooled
+
+
+class Conditioning(nn.Module):
+    """(c_noise, labels, context, augment_labels, condition_dropped) -> embedding [B, channels].
+
+    channels: width of the embedding; label_dim: number of classes, or width of a label vector (0: unconditional);
+    context_dim: width of the context (0: none); augment_dim: width of the augment labels (0: none).
+    """
+
+    def __init__(self, channels: int, label_dim: int, context_dim: int, augment_dim: int) -> None:
+        super().__init__()
+        self.label_dim = check_count("label_dim", label_dim, least=0)
+        self.context_dim = check_count("context_dim", context_dim, least=0)
+        self.augment_dim = check_count("augment_dim", augment_dim, least=0)
+        self.features = NoiseFeatures(128)
+        self.noise = nn.Linear(self.features.channels, channels)
+        self.out = nn.Linear(channels, channels)
+        if label_dim:
+            self.labels = nn.Linear(label_dim, channels, bias=False)
+            # A one-hot row has norm 1, not sqrt(label_dim): the usual initialisation would only whisper the class.
+            nn.init.normal_(self.labels.weight, std=0.5)
+        if context_dim:
+            self.context = ContextPooling(context_dim, channels)
+            self.null_context = nn.Parameter(torch.zeros(channels))
+        if augment_dim:
+            self.augment = nn.Linear(augment_dim, channels, bias=False)
+
+    def forward(
+        self,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        context: Tensor | None,
+        augment_labels: Tensor | None,
+        condition_dropped: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """c_noise [B]; the conditions as in a network's forward, `condition_dropped` checked; dtype: the network's."""
+        batch = c_noise.shape[0]
+        rows = self._label_rows(labels, batch, dtype)
+        context = self._checked_context(context, batch, dtype)
+        augment_labels = self._checked_augment_labels(augment_labels, batch, dtype)
+
+        embedding = self.noise(self.features(c_noise).to(dtype))
+        if rows is not None:
+            if condition_dropped is not None:
+                rows = torch.where(condition_dropped[:, None], torch.zeros_like(rows), rows)
+            embedding = embedding + self.labels(rows)
+        if context is not None:
+            pooled = self.context(context)
+            if condition_dropped is not None:
+                pooled = torch.where(condition_dropped[:, None], self.null_context.to(pooled.dtype), pooled)
+            embedding = embedding + pooled
+        if augment_labels is not None:
+            embedding = embedding + self.augment(augment_labels)
+        return F.silu(self.out(F.silu(embedding)))
+
+    def _label_rows(self, labels: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+        """labels [B] int (-1: none) or [B, label_dim] -> [B, label_dim], zero for none; None when all are none."""
+        if labels is None:
+            return None
+        if not self.label_dim:
+            raise InputError(
+                f"labels of shape {list(labels.shape)} are given, but this network takes none (label_dim is 0)"
+            )
+        if labels.ndim == 1 and labels.dtype in _INTEGERS:
+            # Reading values from an accelerator would wait for it; there, what is out of range acts as none, and the
+            # check is that of the labels' owner (the data set, `sample`).
+            if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+                low, high = int(labels.min()), int(labels.max())
+                if low < -1 or high >= self.label_dim:
+                    wrong = low if low < -1 else high
+                    raise InputError(
+                        f"labels contain {wrong}; they must be in 0 .. {self.label_dim - 1}, or -1 for none"
+                    )
+            rows = labels[:, None] == torch.arange(self.label_dim, device=labels.device)
+        elif labels.ndim == 2 and labels.shape[1] == self.label_dim:
+            rows = labels
+        else:
+            raise InputError(
+                f"labels have dtype {labels.dtype} and shape {list(labels.shape)}; "
+                f"they must be integers [{batch}] or vectors [{batch}, {self.label_dim}]"
+            )
+        return check_condition("labels", rows, batch).to(dtype)
+
+    def _checked_context(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+        if not self.context_dim:
+            if context is not None:
+                raise InputError(
+                    f"context of shape {list(context.shape)} is given, but this network takes none (context_dim is 0)"
+                )
+            return None
+        wanted = f"[{batch}, {self.context_dim}] or [{batch}, tokens, {self.context_dim}]"
+        if context is None:
+            raise InputError(
+                f"context is missing; this network needs {wanted} (with condition_dropped where it is to be ignored)"
+            )
+        if (
+            context.ndim not in (2, 3)
+            or context.shape[-1] != self.context_dim
+            or (context.ndim == 3 and not context.shape[1])
+        ):
+            raise InputError(f"context has shape {list(context.shape)}; this network needs {wanted}")
+        return check_condition("context", context, batch).to(dtype)
+
+    def _checked_augment_labels(self, augment_labels: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+        if augment_labels is None:
+            return None
+        if augment_labels.ndim != 2 or augment_labels.shape[1] != self.augment_dim or not self.augment_dim:
+            raise InputError(
+                f"augment_labels have shape {list(augment_labels.shape)}; this network takes "
+                + (f"[{batch}, {self.augment_dim}]" if self.augment_dim else "none (augment_dim is 0)")
+            )
+        return check_condition("augment_labels", augment_labels, batch).to(dtype)

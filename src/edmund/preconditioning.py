@@ -1,0 +1,243 @@
+r"""Preconditioning: how a raw network F becomes a denoiser.
+
+    D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
+
+(Karras et al. 2022, Eq. 7 and Table 1). A preconditioning is four functions of sigma, elementwise: sigma of any shape
+that broadcasts against x goes in ([B], or [B, 1, 1, 1] beside images), the same shape comes out. Conditioning inputs
+are never multiplied by c_in.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from edmund import registry
+from edmund.errors import InputError, check_positive
+from edmund.process import VP as VPProcess
+from edmund.process import iddpm_levels, nearest_level
+
+SigmaData = float | tuple[float, ...]
+
+
+class Preconditioning(ABC):
+    """The four functions.
+
+    One of one's own defines c_skip, c_out, c_in; c_noise is ln(sigma)/4 unless it says otherwise.
+    """
+
+    @abstractmethod
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """The weight of the noisy input in D."""
+
+    @abstractmethod
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """The scale of the network's output in D."""
+
+    @abstractmethod
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """The scale of the network's input."""
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """The noise level as the network sees it; never per channel."""
+        return torch.log(sigma) / 4
+
+
+def check_sigma_data(sigma_data: float | Sequence[float]) -> SigmaData:
+    """A positive number, or a tuple of them (one a channel); else InputError."""
+    if isinstance(sigma_data, int | float):
+        return check_positive("sigma_data", float(sigma_data))
+    return tuple(check_positive("sigma_data", float(value)) for value in sigma_data)
+
+
+def sigma_data_beside(sigma_data: SigmaData | None, sigma: Tensor) -> Tensor | float:
+    """sigma_data as it broadcasts against sigma: the number, or [C, 1, ...] beside a sigma of [B, 1, 1, ...].
+
+    Raises InputError where sigma_data is still unknown, or is one number a channel and sigma has no channel axis.
+    """
+    if sigma_data is None:
+        raise InputError(
+            "sigma_data is None: it is estimated from the data when a model is trained; give a number to use "
+            "the preconditioning before that"
+        )
+    if isinstance(sigma_data, float):
+        return sigma_data
+    if sigma.ndim < 2:
+        raise InputError(
+            f"sigma has shape {tuple(sigma.shape)}; with one sigma_data a channel give it x's number of axes, "
+            f"[B, 1, ...]"
+        )
+    return torch.tensor(sigma_data, dtype=sigma.dtype, device=sigma.device).reshape(-1, *(1,) * (sigma.ndim - 2))
+
+
+class _WithSigmaData(Preconditioning):
+    sigma_data: SigmaData | None
+
+    def __post_init__(self) -> None:
+        if self.sigma_data is not None:
+            object.__setattr__(self, "sigma_data", check_sigma_data(self.sigma_data))
+
+
+@dataclass(frozen=True)
+class EDM(_WithSigmaData):
+    """Network input and training target of unit variance at every sigma (Karras et al. 2022, Appendix B.6).
+
+    sigma_data: the standard deviation of the data, a number or one a channel (axis 1); None: not known yet.
+    """
+
+    name: ClassVar[str] = "edm"
+    sigma_data: SigmaData | None = None
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        sigma_data = sigma_data_beside(self.sigma_data, sigma)
+        return sigma_data**2 / (sigma**2 + sigma_data**2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        sigma_data = sigma_data_beside(self.sigma_data, sigma)
+        return sigma * sigma_data / torch.sqrt(sigma**2 + sigma_data**2)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / torch.sqrt(sigma**2 + sigma_data_beside(self.sigma_data, sigma) ** 2)
+
+
+@dataclass(frozen=True)
+class Data(_WithSigmaData):
+    """The network predicts the data y itself (x0-prediction)."""
+
+    name: ClassVar[str] = "data"
+    sigma_data: SigmaData | None = None
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return torch.zeros_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / torch.sqrt(sigma**2 + sigma_data_beside(self.sigma_data, sigma) ** 2)
+
+
+@dataclass(frozen=True)
+class Epsilon(Preconditioning):
+    """The network predicts the noise n (Ho et al. 2020), for data of unit scale, with a continuous c_noise."""
+
+    name: ClassVar[str] = "epsilon"
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return -sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / torch.sqrt(1 + sigma**2)
+
+
+@dataclass(frozen=True)
+class VP(Epsilon):
+    """Noise prediction as in the score SDEs' VP (Song et al.
+
+    2021): c_noise = (M - 1) t(sigma) with the VP process's own time.
+    """
+
+    name: ClassVar[str] = "vp"
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    M: int = 1000
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return (self.M - 1) * VPProcess(self.beta_d, self.beta_min).t(sigma)
+
+
+@dataclass(frozen=True)
+class IDDPM(Epsilon):
+    """Noise prediction on iDDPM's discrete levels u_j (Nichol & Dhariwal 2021):
+
+    c_noise = M - 1 - argmin_j |u_j - sigma|.
+    """
+
+    name: ClassVar[str] = "iddpm"
+    M: int = 1000
+    C_1: float = 0.001
+    C_2: float = 0.008
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return (self.M - 1 - nearest_level(sigma, self._levels(sigma))).to(sigma.dtype)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest level that the network knows, u_M = 0 included."""
+        levels = self._levels(sigma)
+        return levels[nearest_level(sigma, levels)].to(sigma.dtype)
+
+    def _levels(self, sigma: Tensor) -> Tensor:
+        return iddpm_levels(self.M, self.C_1, self.C_2).to(sigma.device)
+
+
+@dataclass(frozen=True)
+class VE(Preconditioning):
+    """Score prediction as in the score SDEs' VE (Song et al.
+
+    2021): no scaling of the input, c_noise = ln(sigma / 2).
+    """
+
+    name: ClassVar[str] = "ve"
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return torch.log(sigma / 2)
+
+
+@dataclass(frozen=True)
+class Velocity(Preconditioning):
+    """The network predicts v = alpha n - std y of a variance-preserving process (Salimans & Ho 2022), for data of unit
+    scale.
+    """
+
+    name: ClassVar[str] = "velocity"
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma**2)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return -sigma / torch.sqrt(1 + sigma**2)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / torch.sqrt(1 + sigma**2)
+
+
+@dataclass(frozen=True)
+class Flow(Preconditioning):
+    """The network predicts the flow velocity u = n - y from x_t = (1 - t) y + t n, told t = sigma / (1 + sigma)."""
+
+    name: ClassVar[str] = "flow"
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return -sigma / (1 + sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return sigma / (1 + sigma)
+
+
+def named() -> dict[str, type[Preconditioning]]:
+    """The preconditionings by name."""
+    return registry.in_module(sys.modules[__name__], Preconditioning)

@@ -1,0 +1,28 @@
+"""The samplers: one class in one module each; a new one is found by being here.
+
+Each is handed the denoiser and the noise levels (see `Sampler`), and goes by its class's `name`, or by one of its
+`aliases`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+from edmund import registry
+from edmund.samplers._base import Callback, Churn, OneStepSampler, Sampler, Step
+from edmund.samplers.euler import Euler
+from edmund.samplers.heun import Heun
+
+
+def named() -> dict[str, Callable[..., Sampler]]:
+    """Name -> what makes the sampler of that name, aliases included; it takes the sampler's arguments by keyword."""
+    makers: dict[str, Callable[..., Sampler]] = {}
+    for name, kind in registry.in_package(sys.modules[__name__], Sampler).items():
+        makers[name] = kind
+        makers |= {alias: functools.partial(kind, **arguments) for alias, arguments in kind.aliases.items()}
+    return makers
+
+
+__all__ = ["Callback", "Churn", "Euler", "Heun", "OneStepSampler", "Sampler", "Step", "named"]

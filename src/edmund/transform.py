@@ -1,0 +1,545 @@
+"""From the user's units to the model's, and back.
+
+A network learns best from numbers of order one, and a diffusion needs an unbounded space: its Gaussian noise knows
+nothing of limits. A transform is a bijection between the data y as the user has it (kelvin, 0 to 255, a rate between 0
+and 1) and the x that the model sees. It is fitted once, saved with the model, inverted on the way out, and accounted for
+wherever a density or a measurement is in the user's units:
+
+    ln p(y) = ln p(x) + ln |det dx/dy|,    x = forward(y)
+
+and an affine one, x = scale * y + shift, turns a linear measurement of y into a linear measurement of x.
+
+Every transform acts on each element by itself. Its statistics are numbers, or arrays that broadcast against one sample
+and have as many axes as it: [D] for vectors [B, D], [C, 1, 1] per channel or [C, H, W] per element for fields
+[B, C, H, W]. Integers of at most 16 bits are computed in float32, wider ones in float64; floating-point data keep their
+dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeAlias
+
+import torch
+from torch import Tensor
+
+from edmund import registry
+from edmund.errors import InputError, unknown
+
+Statistic: TypeAlias = "float | tuple[Statistic, ...]"
+"""A number or nested tuples of numbers: so stored, transforms compare equal and go to JSON exactly."""
+
+StatisticLike: TypeAlias = float | Tensor | Sequence[Any]
+"""What a person may give for a statistic: a number, a tensor, an array or nested sequences."""
+
+
+class Transform(ABC):
+    """A bijection of each element of a batch y [B, *], in the user's units, to x of the same shape, in the model's."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def forward(self, y: Tensor) -> Tensor:
+        """x [B, *] in the model's units."""
+
+    @abstractmethod
+    def inverse(self, x: Tensor) -> Tensor:
+        """y [B, *] in the user's units; differentiable, and defined for every x."""
+
+    @abstractmethod
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        """ln |det d forward(y) / dy| of each sample, [B], in nats."""
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """(scale, shift) with forward(y) = scale * y + shift, or None where the transform is not affine.
+
+        Both are float64 and broadcast against a batch.
+        """
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """{"type": name, statistic: number or nested lists, ...}, JSON-able; `from_config` rebuilds it exactly."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]  # every transform is a dataclass
+        return {"type": self.name} | {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+
+@dataclass(frozen=True)
+class Identity(Transform):
+    """x = y."""
+
+    name: ClassVar[str] = "identity"
+
+    def forward(self, y: Tensor) -> Tensor:
+        return _floating(y)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        return _floating(y).new_zeros(len(y))
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return _tensor(1.0), _tensor(0.0)
+
+
+@dataclass(frozen=True)
+class Scale(Transform):
+    """x = factor * y; `factor` is finite and not 0."""
+
+    factor: Statistic
+    name: ClassVar[str] = "scale"
+
+    def __init__(self, factor: StatisticLike) -> None:
+        _store(self, factor=factor)
+        if (_tensor(self.factor) == 0).any():
+            raise InputError(f"factor is {_shown(self.factor)}; a scale of 0 cannot be inverted")
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        return y * _aligned(self, "factor", y)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x / _aligned(self, "factor", x)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        return _sum(_aligned(self, "factor", y).abs().log().expand_as(y))
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        return _tensor(self.factor), _tensor(0.0)
+
+
+@dataclass(frozen=True)
+class Standardise(Transform):
+    """x = (y - mean) / std, with `std` finite and above 0."""
+
+    mean: Statistic
+    std: Statistic
+    name: ClassVar[str] = "standardise"
+
+    def __init__(self, mean: StatisticLike, std: StatisticLike) -> None:
+        _store(self, mean=mean, std=std)
+        if not (_tensor(self.std) > 0).all():
+            raise InputError(f"std is {_shown(self.std)}; it must be above 0 everywhere")
+
+    @classmethod
+    def fit(cls, batches: Iterable[Tensor]) -> Self:
+        """Mean and population std in one pass over `batches`: per feature of [B, D], per channel of [B, C, *].
+
+        A feature that is the same everywhere has no scale, and is an InputError: leave it out, or give its mean and std oneself.
+        """
+        moments = Moments.of(batches)
+        _refuse_constant(moments)
+        return cls(moments.mean, moments.std)
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        return (y - _aligned(self, "mean", y)) / _aligned(self, "std", y)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * _aligned(self, "std", x) + _aligned(self, "mean", x)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        return -_sum(_aligned(self, "std", y).log().expand_as(y))
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        mean, std = _tensor(self.mean), _tensor(self.std)
+        return 1 / std, -mean / std
+
+
+@dataclass(frozen=True)
+class MinMax(Transform):
+    """x = 2 (y - low) / (high - low) - 1: [low, high] to [-1, 1]; values outside stay outside, nothing is clipped."""
+
+    low: Statistic
+    high: Statistic
+    name: ClassVar[str] = "min_max"
+
+    def __init__(self, low: StatisticLike, high: StatisticLike) -> None:
+        _store(self, low=low, high=high)
+        if not (_tensor(self.low) < _tensor(self.high)).all():
+            raise InputError(
+                f"low is {_shown(self.low)}, high is {_shown(self.high)}; low must be below high everywhere"
+            )
+
+    @classmethod
+    def fit(cls, batches: Iterable[Tensor]) -> Self:
+        """Least and greatest value in one pass over `batches`: per feature of [B, D], per channel of [B, C, *].
+
+        A feature that is the same everywhere has no range, and is an InputError: leave it out, or give its low and high oneself.
+        """
+        moments = Moments.of(batches)
+        _refuse_constant(moments)
+        return cls(moments.low, moments.high)
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        low, high = _aligned(self, "low", y), _aligned(self, "high", y)
+        return 2 * (y - low) / (high - low) - 1
+
+    def inverse(self, x: Tensor) -> Tensor:
+        low, high = _aligned(self, "low", x), _aligned(self, "high", x)
+        return low + (high - low) * ((x + 1) / 2)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        return _sum((2 / (_aligned(self, "high", y) - _aligned(self, "low", y))).log().expand_as(y))
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        low, high = _tensor(self.low), _tensor(self.high)
+        return 2 / (high - low), -(high + low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Log1p(Transform):
+    """x = ln(1 + y), for y > -1: amounts that are often near 0 and sometimes large, such as rain or counts."""
+
+    name: ClassVar[str] = "log1p"
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self._checked(y).log1p()
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return torch.expm1(x)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        return -_sum(self._checked(y).log1p())
+
+    def _checked(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        _refuse(~(y > -1), y, "are not above -1, where ln(1 + y) ends")
+        return y
+
+
+@dataclass(frozen=True)
+class Bounded(Transform):
+    """Bounded parameters to the real line, each by its own limits; None (or an infinity) stands for no limit.
+
+        low < y < high      x = ln((y - low) / (high - y))
+        low < y             x = ln(y - low)
+              y < high      x = -ln(high - y)
+              y             x = y
+
+    All increase with y. The bounds lie infinitely far away, so a y on or outside them is an InputError; a y nearer to
+    a bound than its dtype can tell (for (0, 1) an x above 37 in float64, 17 in float32) comes back as the bound.
+    """
+
+    low: Statistic = -math.inf
+    high: Statistic = math.inf
+    name: ClassVar[str] = "bounded"
+
+    def __init__(self, low: StatisticLike | None = None, high: StatisticLike | None = None) -> None:
+        _store(self, finite=False, low=_limits(low, -math.inf), high=_limits(high, math.inf))
+        if not (_tensor(self.low) < _tensor(self.high)).all():
+            raise InputError(
+                f"low is {_shown(self.low)}, high is {_shown(self.high)}; low must be below high everywhere"
+            )
+
+    def forward(self, y: Tensor) -> Tensor:
+        y, has_low, has_high, log_above, log_below = self._logs(y)
+        return log_above - log_below + torch.where(has_low | has_high, 0, y)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        low, high, has_low, has_high = self._limits(x)
+        both, only_low, only_high = has_low & has_high, has_low & ~has_high, has_high & ~has_low
+        # Each form is fed 0 where it does not apply, so that neither it nor its gradient overflows there.
+        width = torch.where(both, high - low, 0)
+        inside, above, below = (torch.where(mask, x, 0) for mask in (both, only_low, only_high))
+        # Counted from the nearer bound, so that a value close to either keeps its digits.
+        logistic = torch.where(inside < 0, low + width * torch.sigmoid(inside), high - width * torch.sigmoid(-inside))
+        y = torch.where(both, logistic, x)
+        y = torch.where(only_low, low + above.exp(), y)
+        return torch.where(only_high, high - (-below).exp(), y)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y, has_low, has_high, log_above, log_below = self._logs(y)
+        low, high, _, _ = self._limits(y)
+        log_width = torch.where(has_low & has_high, high - low, 1).log()
+        return _sum(log_width - log_above - log_below)
+
+    def _limits(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """low and high with 0 for those that are absent, and where each is present."""
+        low, high = _aligned(self, "low", y), _aligned(self, "high", y)
+        has_low, has_high = low.isfinite(), high.isfinite()
+        return torch.where(has_low, low, 0), torch.where(has_high, high, 0), has_low, has_high
+
+    def _logs(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """y, where it has limits, ln(y - low) and ln(high - y); the logarithms are 0 where there is no limit."""
+        y = _floating(y)
+        low, high, has_low, has_high = self._limits(y)
+        above, below = torch.where(has_low, y - low, 1), torch.where(has_high, high - y, 1)
+        limits = f"({_shown(self.low)}, {_shown(self.high)})"
+        _refuse(~((above > 0) & (below > 0)) | y.isnan(), y, f"are on or outside the bounds {limits}")
+        return y, has_low, has_high, above.log(), below.log()
+
+
+@dataclass(frozen=True)
+class Chain(Transform):
+    """One transform after another: forward goes through `transforms` from the first to the last."""
+
+    transforms: tuple[Transform, ...]
+    name: ClassVar[str] = "chain"
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        for transform in transforms:
+            if not isinstance(transform, Transform):
+                raise InputError(f"transforms holds {transform!r}; each must be a transform")
+        object.__setattr__(self, "transforms", tuple(transforms))
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        for transform in self.transforms:
+            y = transform.forward(y)
+        return y
+
+    def inverse(self, x: Tensor) -> Tensor:
+        for transform in reversed(self.transforms):
+            x = transform.inverse(x)
+        return x
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        total = y.new_zeros(len(y))
+        for transform in self.transforms:
+            total = total + transform.log_abs_det(y)
+            y = transform.forward(y)
+        return total
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        scale, shift = _tensor(1.0), _tensor(0.0)
+        for transform in self.transforms:
+            step = transform.affine
+            if step is None:
+                return None
+            scale, shift = step[0] * scale, step[0] * shift + step[1]
+        return scale, shift
+
+    def config(self) -> dict[str, Any]:
+        return {"type": self.name, "transforms": [transform.config() for transform in self.transforms]}
+
+
+def from_config(config: Mapping[str, Any]) -> Transform:
+    """The transform that `config()` described.
+
+    Raises InputError for an unknown type or key (with the nearest known one), a missing key, and impossible statistics.
+    """
+    if not isinstance(config, Mapping) or "type" not in config:
+        raise InputError(f"transform is {config!r}; it must be a mapping with a type")
+    known = registry.in_module(sys.modules[__name__], Transform)  # type: ignore[type-abstract]
+    kind = config["type"]
+    if not isinstance(kind, str) or kind not in known:
+        raise unknown("transform type", kind, known)
+    part = known[kind]
+    given = {key: value for key, value in config.items() if key != "type"}
+    keys = [field.name for field in dataclasses.fields(part)]  # type: ignore[arg-type]
+    for key in given:
+        if key not in keys:
+            raise unknown(f"key of transform {kind!r}", key, keys)
+    missing = [key for key in keys if key not in given]
+    if missing:
+        raise InputError(f"transform {kind!r} lacks {', '.join(missing)}")
+    if part is Chain:
+        parts = given["transforms"]
+        if not isinstance(parts, list | tuple):
+            raise InputError(f"transforms is {parts!r}; it must be a list of transforms")
+        return Chain([from_config(each) for each in parts])
+    return part(**given)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean, population std and range of each feature or channel, over samples [B, D] or [B, C, *].
+
+    `mean`, `std`, `low` and `high` are float64 with the sample's own number of axes: [D] or [C, 1, ...].
+    """
+
+    count: int
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def total_mean(self) -> float:
+        """The mean of all elements."""
+        return float(self.mean.mean())
+
+    @property
+    def total_std(self) -> float:
+        """The std of all elements about their one mean: for data in the model's units, sigma_data."""
+        # The law of total variance: the mean of the variances and the variance of the means.
+        return float((self.std.square() + (self.mean - self.mean.mean()).square()).mean().sqrt())
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> Moments:
+        """One pass over `batches` of samples [B, D] or [B, C, *], in float64.
+
+        Parts are merged by the pairwise update of Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
+        Algorithm for Computing Sample Variances" (1979), which stays exact when the mean is large against the std.
+        Raises InputError for no data, samples of different shapes, and NaN or infinite values (with their number).
+        """
+        found: _Sums | None = None
+        bad, seen = 0, 0
+        for batch in [batches] if isinstance(batches, Tensor) else batches:
+            if not isinstance(batch, Tensor) or batch.ndim < 2:
+                what = f"shape {list(batch.shape)}" if isinstance(batch, Tensor) else f"type {type(batch).__name__}"
+                raise InputError(f"batches holds a {what}; each must be a tensor of samples, [B, D] or [B, C, *]")
+            if found is not None and batch.shape[1:] != found.shape:
+                shapes = f"{list(found.shape)} and {list(batch.shape[1:])}"
+                raise InputError(f"batches holds samples of shapes {shapes}; all must have one shape")
+            if batch.numel() == 0:
+                continue
+            # Some rows at a time: the float64 copy stays small even when all the data come as one tensor.
+            rows = max(1, _CHUNK // batch[0].numel())
+            for chunk in torch.split(batch.detach(), rows):
+                seen += chunk.numel()
+                values = chunk.to("cpu", torch.float64)
+                bad += int((~values.isfinite()).sum())
+                if not bad:
+                    sums = _Sums.of(values)
+                    found = sums if found is None else found.merged(sums)
+        if bad:
+            raise InputError(f"batches holds {bad} NaN or infinite values among {seen}; every value must be finite")
+        if found is None:
+            raise InputError("batches is empty; statistics need at least one sample")
+        std = (found.squares / found.count).sqrt()
+        return cls(found.count, found.mean, std, found.low, found.high)
+
+
+_CHUNK = 1 << 20
+"""Elements that are turned to float64 at a time."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What is merged between chunks: `count` values a feature, their mean, and the sum of squares about it."""
+
+    shape: torch.Size
+    count: int
+    mean: Tensor
+    squares: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> _Sums:
+        axes = (0, *range(2, values.ndim))
+        mean = values.mean(axes, keepdim=True)
+        squares = (values - mean).square().sum(axes, keepdim=True)
+        low, high = values.amin(axes, keepdim=True), values.amax(axes, keepdim=True)
+        count = values.numel() // values.shape[1]
+        return cls(values.shape[1:], count, mean[0], squares[0], low[0], high[0])
+
+    def merged(self, other: _Sums) -> _Sums:
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        return _Sums(
+            self.shape,
+            count,
+            self.mean + difference * (other.count / count),
+            self.squares + other.squares + difference.square() * (self.count * other.count / count),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+        )
+
+
+def _refuse_constant(moments: Moments) -> None:
+    constant = (moments.low == moments.high).flatten().nonzero().flatten().tolist()
+    if constant:
+        value = float(moments.low.flatten()[constant[0]])
+        raise InputError(
+            f"batches: {len(constant)} of {moments.mean.numel()} features are constant and have no scale "
+            f"(the first: feature {constant[0]} is {value:g} everywhere); leave them out or give the statistics yourself"
+        )
+
+
+def _refuse(wrong: Tensor, y: Tensor, why: str) -> None:
+    count = int(wrong.sum())
+    if count:
+        raise InputError(f"y: {count} of {y.numel()} values {why} (the first: {float(y[wrong][0]):g})")
+
+
+def _floating(y: Tensor) -> Tensor:
+    """y itself, or its integers as the narrowest floating-point type that holds them all."""
+    if y.is_floating_point():
+        return y
+    return y.to(torch.float64 if y.dtype in (torch.int32, torch.int64) else torch.float32)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum over each sample: [B, *] to [B]."""
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def _tensor(value: Statistic) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _aligned(transform: Transform, argument: str, y: Tensor) -> Tensor:
+    """The statistic in y's dtype and on its device, once it is sure to broadcast as it was meant."""
+    value = torch.tensor(getattr(transform, argument), dtype=y.dtype, device=y.device)
+    sample = y.shape[1:]
+    if value.ndim and (
+        value.ndim != len(sample) or any(a not in (1, b) for a, b in zip(value.shape, sample, strict=True))
+    ):
+        per_channel = [*sample[:1], *[1] * (len(sample) - 1)]
+        raise InputError(
+            f"{argument} of {transform.name} has shape {list(value.shape)}, and samples have {list(sample)}; "
+            f"it must be a number or have shape {per_channel}"
+        )
+    return value
+
+
+def _store(transform: Transform, finite: bool = True, **statistics: StatisticLike) -> None:
+    """Sets the fields of a frozen transform to plain numbers, checked."""
+    shapes = {}
+    for argument, given in statistics.items():
+        try:
+            value = torch.as_tensor(given, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{argument} is {_shown(given)}; it must be a number or an array of numbers") from None
+        if value.isnan().any() or (finite and value.isinf().any()):
+            raise InputError(f"{argument} is {_shown(given)}; it must be finite everywhere")
+        shapes[argument] = value.shape
+        object.__setattr__(transform, argument, _nested(value.tolist()))
+    if len({shape for shape in shapes.values() if len(shape)}) > 1:
+        each = " and ".join(f"{argument} has shape {list(shape)}" for argument, shape in shapes.items())
+        raise InputError(f"{each}; they must have the same shape, or one must be a number")
+
+
+def _limits(value: Any, absent: float) -> Any:
+    """`value` with `absent` for every None, at whatever depth."""
+    if value is None:
+        return absent
+    if isinstance(value, list | tuple):
+        return [_limits(each, absent) for each in value]
+    return value
+
+
+def _nested(value: Any) -> Statistic:
+    return tuple(_nested(each) for each in value) if isinstance(value, list) else float(value)
+
+
+def _plain(value: Statistic) -> Any:
+    """Nested lists, and None for an absent limit: JSON has neither tuples nor infinities."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value if math.isfinite(value) else None
+
+
+def _shown(value: object) -> str:
+    """`value` for an error message: one short line, however long the array."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
