@@ -1,0 +1,30 @@
+"""Pictures of samples, trajectories, training and formulations: each function returns a matplotlib Figure.
+
+`save` writes it. What a figure shows can be had as arrays from the function named in its docstring. matplotlib is
+imported when the first figure is made.
+"""
+
+from edmund.plots.curves import density_of, loss_against_sigma, loss_curve, read_curve
+from edmund.plots.formulations import formulation_curves, formulations
+from edmund.plots.grid import image_grid, tile, to_bytes, write_png
+from edmund.plots.side_by_side import chosen, side_by_side
+from edmund.plots.style import save
+from edmund.plots.trajectory import trajectory, trajectory_bytes
+
+__all__ = [
+    "chosen",
+    "density_of",
+    "formulation_curves",
+    "formulations",
+    "image_grid",
+    "loss_against_sigma",
+    "loss_curve",
+    "read_curve",
+    "save",
+    "side_by_side",
+    "tile",
+    "to_bytes",
+    "trajectory",
+    "trajectory_bytes",
+    "write_png",
+]
