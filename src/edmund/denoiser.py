@@ -92,9 +92,8 @@ class Preconditioned(nn.Module):
         return self._uncertainty is not None
 
     def uncertainty(self, sigma: Tensor) -> Tensor:
-        """EDM2's learned uncertainty u(sigma), float32 of sigma's shape:
-
-        exp(u) is the weighted denoising error to expect there.
+        """EDM2's learned uncertainty u(sigma), float32 of sigma's shape: exp(u) is the weighted denoising error to
+        expect there.
         """
         if self._uncertainty is None:
             raise InputError("this denoiser has no learned uncertainty; train with training.uncertainty on to have one")
@@ -168,6 +167,17 @@ class _Exact(nn.Module):
 def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """sigma [] or [B] as it broadcasts against x, in x's dtype."""
     return torch.as_tensor(sigma, device=x.device).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+_ROWS = 32
+
+
+def _by_rows(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`product` of x [B, *], a matrix product row by row, evaluated on blocks of always _ROWS rows (zeros fill the
+    last): BLAS picks its order of summation by the number of rows, and a sample must not depend on its batch.
+    """
+    padded = nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, -len(x) % _ROWS))
+    return torch.cat([product(block) for block in padded.split(_ROWS)])[: len(x)]
 
 
 def _float64(argument: str, value: Tensor | Sequence[float]) -> Tensor:
@@ -247,7 +257,8 @@ class GaussianMixture(_Exact):
         self._check(x)
         offsets = x[:, None, :] - self.means.to(x.dtype)
         if self._axes is not None:
-            offsets = torch.einsum("bkd,kde->bke", offsets, self._axes.to(x.dtype))
+            axes = self._axes.to(x.dtype)
+            offsets = _by_rows(lambda rows: torch.einsum("bkd,kde->bke", rows, axes), offsets)
         variances = self._variances.to(x.dtype) + _level(sigma, x)[..., None] ** 2
         log_density = -0.5 * (offsets**2 / variances + torch.log(2 * math.pi * variances)).sum(-1)
         return offsets, variances, log_density + torch.log(self.weights.to(x.dtype))
@@ -257,7 +268,8 @@ class GaussianMixture(_Exact):
         offsets, variances, log_joint = self._components(x, sigma)
         shrunk = self._variances.to(x.dtype) / variances * offsets
         if self._axes is not None:
-            shrunk = torch.einsum("bke,kde->bkd", shrunk, self._axes.to(x.dtype))
+            axes = self._axes.to(x.dtype)
+            shrunk = _by_rows(lambda rows: torch.einsum("bke,kde->bkd", rows, axes), shrunk)
         return (torch.softmax(log_joint, dim=1)[..., None] * (self.means.to(x.dtype) + shrunk)).sum(1)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -333,5 +345,6 @@ class Empirical(_Exact):
         points = self.dataset.flatten(1).to(x.dtype)
         flat = x.flatten(1)
         # The term ||x||^2 is the same for all points and drops out of the softmax.
-        logits = (flat @ points.T - 0.5 * (points**2).sum(1)) / _level(sigma, flat) ** 2
-        return (torch.softmax(logits, dim=1) @ points).reshape(x.shape)
+        products = _by_rows(lambda rows: rows @ points.T, flat)
+        logits = (products - 0.5 * (points**2).sum(1)) / _level(sigma, flat) ** 2
+        return _by_rows(lambda rows: rows @ points, torch.softmax(logits, dim=1)).reshape(x.shape)

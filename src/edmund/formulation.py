@@ -67,17 +67,15 @@ class Formulation:
 
     @property
     def trained_range(self) -> tuple[float, float]:
-        """The noise levels a network of this formulation is trained for:
-
-        the density's support, or the formulation's range where that is unbounded.
+        """The noise levels a network of this formulation is trained for: the density's support, or the formulation's
+        range where that is unbounded.
         """
         low, high = self.noise_density.support
         return (low, high) if low > 0 and high < math.inf else (self.sigma_min, self.sigma_max)
 
     def config(self) -> dict[str, Any]:
-        """The formulation as JSON-able values:
-
-        each part as {"type": its class, ...its fields}. Raises InputError for a process of one's own functions.
+        """The formulation as JSON-able values: each part as {"type": its class, ...its fields}. Raises InputError for a
+        process of one's own functions.
         """
         return {field.name: _part_config(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)}
 
@@ -144,9 +142,8 @@ def EDM(
     P_mean: float = -1.2,
     P_std: float = 1.2,
 ) -> Formulation:
-    """EDM (Karras et al.
-
-    2022). sigma_data: the data's standard deviation, a number or one a channel; None: estimated from the data.
+    """EDM (Karras et al. 2022). sigma_data: the data's standard deviation, a number or one a channel; None: estimated
+    from the data.
     """
     return Formulation(
         name="EDM",
@@ -205,9 +202,8 @@ def VP(
 
 
 def VE(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Formulation:
-    """VE (Song et al.
-
-    2021). sigma_max ought to be about the largest distance between two data points (Song & Ermon 2020).
+    """VE (Song et al. 2021). sigma_max ought to be about the largest distance between two data points (Song & Ermon
+    2020).
     """
     return Formulation(
         name="VE",

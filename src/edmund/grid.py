@@ -25,9 +25,8 @@ from edmund.process import Process, check_range, iddpm_levels
 
 
 class Grid(ABC):
-    """The base:
-
-    checks the arguments, rounds to a discrete model's levels, appends the final 0. A grid of one's own defines `nodes`.
+    """The base: checks the arguments, rounds to a discrete model's levels, appends the final 0. A grid of one's own
+    defines `nodes`.
     """
 
     @abstractmethod
@@ -69,10 +68,7 @@ def _ramp(num_steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class EDM(Grid):
-    """Uniform in sigma^(1/rho) (Karras et al.
-
-    2022, Eq. 5); rho 7 puts most steps at low noise, 1 is uniform in sigma.
-    """
+    """Uniform in sigma^(1/rho) (Karras et al. 2022, Eq. 5); rho 7 has most steps at low noise, 1 is uniform in sigma."""
 
     name: ClassVar[str] = "edm"
     rho: float = 7.0
@@ -88,10 +84,7 @@ class EDM(Grid):
 
 @dataclass(frozen=True)
 class VP(Grid):
-    """Uniform in the time of the VP process fitted to the range:
-
-    t_i = 1 + i/(N-1) (epsilon_s - 1) (Song et al. 2021).
-    """
+    """Uniform in the time of VP fitted to the range: t_i = 1 + i/(N-1) (epsilon_s - 1) (Song et al. 2021)."""
 
     name: ClassVar[str] = "vp"
     epsilon_s: float = 1e-3
@@ -103,10 +96,7 @@ class VP(Grid):
 
 @dataclass(frozen=True)
 class VE(Grid):
-    """Uniform in ln sigma:
-
-    t_i = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i/(N-1)) with t = sigma^2 (Song et al. 2021).
-    """
+    """Uniform in ln sigma: t_i = sigma_max^2 (sigma_min^2 / sigma_max^2)^(i/(N-1)), t = sigma^2 (Song et al. 2021)."""
 
     name: ClassVar[str] = "ve"
 
@@ -116,9 +106,8 @@ class VE(Grid):
 
 @dataclass(frozen=True)
 class IDDPM(Grid):
-    """Levels of iDDPM's discrete steps (Nichol & Dhariwal 2021):
-
-    those within the range, at indices round((len - 1)/(N - 1) i).
+    """Levels of iDDPM's discrete steps (Nichol & Dhariwal 2021): those within the range, at indices
+    round((len - 1)/(N - 1) i).
     """
 
     name: ClassVar[str] = "iddpm"

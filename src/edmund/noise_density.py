@@ -137,9 +137,8 @@ class IDDPM(NoiseDensity):
 
 @dataclass(frozen=True)
 class LogitNormal(NoiseDensity):
-    """logit(t) ~ N(mean, std^2) for the flow's t (Esser et al.
-
-    2024); as sigma = t / (1 - t), that is ln sigma ~ N(mean, std^2).
+    """logit(t) ~ N(mean, std^2) for the flow's t (Esser et al. 2024); as sigma = t / (1 - t), that is ln sigma ~
+    N(mean, std^2).
     """
 
     name: ClassVar[str] = "logit_normal"

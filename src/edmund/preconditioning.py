@@ -141,9 +141,8 @@ class Epsilon(Preconditioning):
 
 @dataclass(frozen=True)
 class VP(Epsilon):
-    """Noise prediction as in the score SDEs' VP (Song et al.
-
-    2021): c_noise = (M - 1) t(sigma) with the VP process's own time.
+    """Noise prediction as in the score SDEs' VP (Song et al. 2021): c_noise = (M - 1) t(sigma) with the VP process's
+    own time.
     """
 
     name: ClassVar[str] = "vp"
@@ -157,9 +156,8 @@ class VP(Epsilon):
 
 @dataclass(frozen=True)
 class IDDPM(Epsilon):
-    """Noise prediction on iDDPM's discrete levels u_j (Nichol & Dhariwal 2021):
-
-    c_noise = M - 1 - argmin_j |u_j - sigma|.
+    """Noise prediction on iDDPM's discrete levels u_j (Nichol & Dhariwal 2021): c_noise = M - 1 - argmin_j |u_j -
+    sigma|.
     """
 
     name: ClassVar[str] = "iddpm"
@@ -181,10 +179,7 @@ class IDDPM(Epsilon):
 
 @dataclass(frozen=True)
 class VE(Preconditioning):
-    """Score prediction as in the score SDEs' VE (Song et al.
-
-    2021): no scaling of the input, c_noise = ln(sigma / 2).
-    """
+    """Score prediction as in the score SDEs' VE (Song et al. 2021): no scaling of the input, c_noise = ln(sigma / 2)."""
 
     name: ClassVar[str] = "ve"
 

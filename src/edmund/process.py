@@ -186,9 +186,8 @@ def _time_of_integral(integral: Tensor, beta_d: float, beta_min: float) -> Tenso
 
 @dataclass(frozen=True)
 class VP(_Scheduled):
-    """Variance preserving (Song et al.
-
-    2021): sigma = sqrt(exp(B) - 1) with B(t) = beta_d t^2 / 2 + beta_min t. t runs over [0, 1].
+    """Variance preserving (Song et al. 2021): sigma = sqrt(exp(B) - 1) with B(t) = beta_d t^2 / 2 + beta_min t. t runs
+    over [0, 1].
     """
 
     name: ClassVar[str] = "vp"
@@ -200,7 +199,6 @@ class VP(_Scheduled):
     @staticmethod
     def for_range(sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3, scaling: str = "vp") -> VP:
         """The VP process whose sigma(epsilon_s) and sigma(1) are the two ends of a range (formulas of Karras et al.
-
         2022, Appendix C.1).
         """
         check_range(sigma_min, sigma_max)
@@ -233,9 +231,8 @@ class VP(_Scheduled):
 
 @dataclass(frozen=True)
 class SubVP(_Scheduled):
-    """Sub-VP (Song et al.
-
-    2021): s = exp(-B/2), std = 1 - exp(-B), so sigma = 2 sinh(B/2), with VP's B(t). t runs over [0, 1].
+    """Sub-VP (Song et al. 2021): s = exp(-B/2), std = 1 - exp(-B), so sigma = 2 sinh(B/2), with VP's B(t). t runs over
+    [0, 1].
     """
 
     name: ClassVar[str] = "subvp"
@@ -290,9 +287,8 @@ class EDM(_Scheduled):
 
 @dataclass(frozen=True)
 class RectifiedFlow(_Scheduled):
-    """x_t = (1 - t) y + t n (Liu et al.
-
-    2022, Lipman et al. 2022): sigma = t / (1 - t), s = 1 - t = 1 / (1 + sigma). t runs over [0, 1).
+    """x_t = (1 - t) y + t n (Liu et al. 2022, Lipman et al. 2022): sigma = t / (1 - t), s = 1 - t = 1 / (1 + sigma). t
+    runs over [0, 1).
     """
 
     name: ClassVar[str] = "flow"
@@ -311,9 +307,8 @@ class RectifiedFlow(_Scheduled):
 
 @dataclass(frozen=True)
 class Cosine(_Scheduled):
-    """alpha = cos(pi t / 2), std = sin(pi t / 2) (Nichol & Dhariwal 2021; Salimans & Ho 2022):
-
-    sigma = tan(pi t / 2). t runs over [0, 1).
+    """alpha = cos(pi t / 2), std = sin(pi t / 2) (Nichol & Dhariwal 2021; Salimans & Ho 2022): sigma = tan(pi t / 2). t
+    runs over [0, 1).
     """
 
     name: ClassVar[str] = "cosine"

@@ -2,8 +2,8 @@
 
 A network learns best from numbers of order one, and a diffusion needs an unbounded space: its Gaussian noise knows
 nothing of limits. A transform is a bijection between the data y as the user has it (kelvin, 0 to 255, a rate between 0
-and 1) and the x that the model sees. It is fitted once, saved with the model, inverted on the way out, and accounted for
-wherever a density or a measurement is in the user's units:
+and 1) and the x that the model sees. It is fitted once, saved with the model, inverted on the way out, and accounted
+for wherever a density or a measurement is in the user's units:
 
     ln p(y) = ln p(x) + ln |det dx/dy|,    x = forward(y)
 
@@ -134,7 +134,8 @@ class Standardise(Transform):
     def fit(cls, batches: Iterable[Tensor]) -> Self:
         """Mean and population std in one pass over `batches`: per feature of [B, D], per channel of [B, C, *].
 
-        A feature that is the same everywhere has no scale, and is an InputError: leave it out, or give its mean and std oneself.
+        A feature that is the same everywhere has no scale, and is an InputError: leave it out, or construct the
+        transform with a std of your choice.
         """
         moments = Moments.of(batches)
         _refuse_constant(moments)
@@ -176,7 +177,8 @@ class MinMax(Transform):
     def fit(cls, batches: Iterable[Tensor]) -> Self:
         """Least and greatest value in one pass over `batches`: per feature of [B, D], per channel of [B, C, *].
 
-        A feature that is the same everywhere has no range, and is an InputError: leave it out, or give its low and high oneself.
+        A feature that is the same everywhere has no range, and is an InputError: leave it out, or construct the
+        transform with limits of your choice.
         """
         moments = Moments.of(batches)
         _refuse_constant(moments)
@@ -337,7 +339,7 @@ def from_config(config: Mapping[str, Any]) -> Transform:
     """
     if not isinstance(config, Mapping) or "type" not in config:
         raise InputError(f"transform is {config!r}; it must be a mapping with a type")
-    known = registry.in_module(sys.modules[__name__], Transform)  # type: ignore[type-abstract]
+    known = registry.in_module(sys.modules[__name__], Transform)
     kind = config["type"]
     if not isinstance(kind, str) or kind not in known:
         raise unknown("transform type", kind, known)
@@ -461,7 +463,7 @@ def _refuse_constant(moments: Moments) -> None:
         value = float(moments.low.flatten()[constant[0]])
         raise InputError(
             f"batches: {len(constant)} of {moments.mean.numel()} features are constant and have no scale "
-            f"(the first: feature {constant[0]} is {value:g} everywhere); leave them out or give the statistics yourself"
+            f"(the first: feature {constant[0]} is {value:g} everywhere); leave them out or give statistics yourself"
         )
 
 

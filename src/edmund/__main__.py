@@ -1,0 +1,6 @@
+"""`python -m edmund`."""
+
+from edmund.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,482 @@
+r"""Configs: a validated YAML document, and the parts that it stands for.
+
+    diffusion: {type: EDM, sigma_data: 1.0, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0, p_mean: -1.2, p_std: 1.2}
+    sampling:  {steps: 40, sampler: heun, s_churn: 40.0, s_min: 0.05, s_max: 50.0, s_noise: 1.003}
+    data, network, training, output
+
+Every key is optional. The keys are nowhere listed twice: those of `diffusion` are the arguments of the formulation's
+function, those of `sampling` the fields of the sampler, those of `network` the arguments of its class, those of
+`training` the fields of TrainingOptions; lower case, `steps` for num_steps. An unknown key is an error that names the
+nearest known one, and a key of another type an error that names the types that have it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pydantic
+import torch
+import yaml
+
+from edmund import data, formulation, grid, networks, process, samplers, transform
+from edmund.errors import InputError, check_positive, unknown
+from edmund.formulation import Formulation
+from edmund.model import Model
+from edmund.training.options import TrainingOptions
+
+_ABSENT = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a section: its type, and its default (`_ABSENT`: it has none)."""
+
+    annotation: Any
+    default: Any = None
+
+
+Keys = dict[str, Key]
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Where the data come from.
+
+    source: "digits" (scikit-learn's 1797 digits) or "file". path: of the file: an .npz or .npy, a folder of images or a
+    zip of them. array, labels_array: the names of the arrays in an .npz. size: images are cropped and resized to it.
+    labels: whether labels in the data condition the model. held_out: the fraction kept from training, unless the file
+    has a test set of its own. split_seed: of that split. transform: auto (min_max for images,
+    standardise otherwise), min_max, standardise or none.
+    """
+
+    source: str = "digits"
+    path: str | None = None
+    array: str | None = None
+    labels_array: str | None = None
+    size: int | None = None
+    labels: bool = True
+    held_out: float = 0.2
+    split_seed: int = 0
+    transform: str = "auto"
+
+
+@dataclass(frozen=True)
+class OutputSection:
+    """Where a run goes. directory: its folder; runs/NAME for a config file NAME.yaml when it is not given."""
+
+    directory: str | None = None
+
+
+# The arguments of networks that the data and the conditions decide.
+_DECIDED_BY_DATA = frozenset(
+    (
+        "in_channels",
+        "features",
+        "out_channels",
+        "out_features",
+        "label_dim",
+        "context_dim",
+        "image_channels",
+        "image_shape",
+        "augment_dim",
+    )
+)
+_COMMON = {
+    "sigma_data": Key(float | list[float] | None),
+    "sigma_min": Key(float | None),
+    "sigma_max": Key(float | None),
+}
+_CHURN = {field.name.lower(): field.name for field in dataclasses.fields(samplers.Churn)}
+TRANSFORMS = ("auto", "min_max", "standardise", "none")
+
+
+def _arguments(function: Callable[..., Any]) -> Keys:
+    """The keyword arguments of a function or class, as keys in lower case."""
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name.lower(): Key(hints.get(p.name, Any), p.default) for p in parameters}
+
+
+def _names(function: Callable[..., Any]) -> dict[str, str]:
+    """Key -> the argument it stands for."""
+    return {name.lower(): name for name in inspect.signature(function).parameters}
+
+
+def _diffusion_keys(kind: str) -> Keys:
+    return _COMMON | _arguments(formulation.named()[kind])
+
+
+def _sampler_keys(name: str) -> Keys:
+    keys = _arguments(samplers.named()[name])
+    if "churn" in keys:
+        del keys["churn"]
+        hints = get_type_hints(samplers.Churn)
+        keys |= {key: Key(hints[field] | None) for key, field in _CHURN.items()}
+    return keys
+
+
+_SAMPLING = {"sampler": Key(str | None), "steps": Key(int | None), "grid": Key(str | None), "process": Key(str | None)}
+
+
+def _network_keys(name: str) -> Keys:
+    return {key: value for key, value in _arguments(networks.registry()[name]).items() if key not in _DECIDED_BY_DATA}
+
+
+def _dataclass_keys(kind: type) -> Keys:
+    return _arguments(kind)
+
+
+def _training_keys() -> Keys:
+    return _dataclass_keys(TrainingOptions) | {"uncertainty": Key(bool, False)}
+
+
+def _check_keys(
+    section: str, given: Mapping[str, Any], known: Keys, elsewhere: Mapping[str, Keys], what: str, own: str
+) -> dict[str, Any]:
+    """The section's values in their types; an InputError for keys that are unknown or belong to another choice of
+    `what`.
+    """
+    checked = {}
+    for key, value in given.items():
+        where = f"{section}.{key}"
+        if key not in known:
+            owners = [name for name, keys in elsewhere.items() if key in keys]
+            if owners:
+                raise InputError(
+                    f"{where} is {value!r}, but {what} {own} has no {key}; {', '.join(owners)} "
+                    f"{'has' if len(owners) == 1 else 'have'}"
+                )
+            raise unknown(section, key, known)
+        checked[key] = _typed(where, value, known[key].annotation)
+    return checked
+
+
+def _typed(where: str, value: Any, annotation: Any) -> Any:
+    try:
+        return pydantic.TypeAdapter(
+            annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+        ).validate_python(value)
+    except pydantic.ValidationError as error:
+        problems = dict.fromkeys(problem["msg"][:1].lower() + problem["msg"][1:] for problem in error.errors())
+        raise InputError(f"{where} is {value!r}; {' or '.join(problems)}") from None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked document: the given keys of each section, in their types. The methods make the parts it stands for."""
+
+    diffusion: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    data: DataSection
+    network: Mapping[str, Any]
+    training: Mapping[str, Any]
+    output: OutputSection
+
+    @staticmethod
+    def of(document: Mapping[str, Any] | None = None) -> Config:
+        """The config of a parsed document; InputError for everything in it that cannot be used."""
+        given = _sections(document or {})
+        diffusion = _diffusion(given["diffusion"])
+        return Config(
+            diffusion=diffusion,
+            sampling=_sampling(given["sampling"], formulation.named()[diffusion["type"]]().sampler.name),
+            data=_data(given["data"]),
+            network=_network(given["network"]),
+            training=_check_keys("training", given["training"], _training_keys(), {}, "", ""),
+            output=OutputSection(**_check_keys("output", given["output"], _dataclass_keys(OutputSection), {}, "", "")),
+        )
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
+        """The config of a YAML file, with overrides such as "training.lr=1e-3" applied."""
+        file = Path(path)
+        try:
+            document = yaml.safe_load(file.read_text())
+        except OSError as error:
+            raise InputError(f"config {str(file)!r} cannot be read: {error.strerror or error}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"config {str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
+        document = override(document if document is not None else {}, overrides)
+        config = Config.of(document)
+        if config.output.directory is None:
+            config = dataclasses.replace(config, output=OutputSection(f"runs/{file.stem}"))
+        return config
+
+    @property
+    def type(self) -> str:
+        """The formulation's name."""
+        return str(self.diffusion["type"])
+
+    def document(self) -> dict[str, Any]:
+        """The whole config with every default filled in, as plain values that load again."""
+        made = self.formulation()
+        kind = formulation.named()[self.type]
+        names = _names(kind)
+        diffusion = {"type": self.type} | {
+            key: self.diffusion.get(key, None if key in _COMMON else value.default)
+            for key, value in _diffusion_keys(self.type).items()
+        }
+        diffusion |= {
+            key: getattr(made, names.get(key, key))
+            for key in ("sigma_min", "sigma_max")
+            if diffusion[key] is None and not self._betas
+        }
+        sampler = {
+            key: self.sampling.get(key, value.default) for key, value in _sampler_keys(self._sampler_name()).items()
+        }
+        sampling = {
+            "sampler": self._sampler_name(),
+            "steps": made.num_steps,
+            "grid": None,
+            "process": None,
+            **sampler,
+        } | dict(self.sampling)
+        network = None
+        if "type" in self.network:
+            network = {
+                key: self.network.get(key, value.default) for key, value in _network_keys(self.network["type"]).items()
+            }
+            network = {"type": self.network["type"], **network}
+        training = {key: self.training.get(key, value.default) for key, value in _training_keys().items()}
+        return {
+            "diffusion": _plain(diffusion),
+            "sampling": _plain(sampling),
+            "data": dataclasses.asdict(self.data),
+            "network": _plain(network) if network is not None else dict(self.network),
+            "training": _plain(training),
+            "output": dataclasses.asdict(self.output),
+        }
+
+    @property
+    def _betas(self) -> bool:
+        """Whether the process is given by VP's betas: its range then follows from them."""
+        return self.diffusion.get("beta_d") is not None or self.diffusion.get("beta_min") is not None
+
+    def _sampler_name(self) -> str:
+        name = self.sampling.get("sampler")
+        return str(name) if name is not None else formulation.named()[self.type]().sampler.name
+
+    def formulation(self) -> Formulation:
+        """The formulation, with the sampler, steps and grid of `sampling`; sigma_data may still wait for the data."""
+        maker = formulation.named()[self.type]
+        names = _names(maker)
+        arguments = {
+            names[key]: _tupled(value) for key, value in self.diffusion.items() if key in names and value is not None
+        }
+        made = maker(**arguments)
+        changes: dict[str, Any] = {}
+        if self.sampling.get("steps") is not None:
+            changes["num_steps"] = self.sampling["steps"]
+        if self.sampling.get("grid") is not None:
+            changes["grid"] = grid.named()[self.sampling["grid"]]()
+        if self.sampling.get("process") is not None:
+            changes["process"] = process.named()[self.sampling["process"]]()
+        sampler = self._sampler()
+        if sampler is not None:
+            changes["sampler"] = sampler
+        return dataclasses.replace(made, **changes)
+
+    def _sampler(self) -> samplers.Sampler | None:
+        own = {key: value for key, value in self.sampling.items() if key not in _SAMPLING and value is not None}
+        if self.sampling.get("sampler") is None and not own:
+            return None
+        churn = {_CHURN[key]: own.pop(key) for key in list(own) if key in _CHURN}
+        if churn and "S_churn" not in churn:
+            raise InputError(
+                f"sampling has {', '.join(key.lower() for key in churn)} but no s_churn; without it there is no "
+                f"churn that they shape"
+            )
+        maker = samplers.named()[self._sampler_name()]
+        names = _names(maker)
+        arguments: dict[str, Any] = {names[key]: value for key, value in own.items()}
+        if churn:
+            arguments["churn"] = samplers.Churn(**churn)
+        return maker(**arguments)
+
+    def options(self) -> TrainingOptions:
+        """The training options."""
+        names = _names(TrainingOptions)
+        return TrainingOptions(**{names[key]: value for key, value in self.training.items() if key in names})
+
+    def datasets(self) -> tuple[data.DataSet, data.DataSet]:
+        """The training set and the held-out set."""
+        section = self.data
+        if section.source == "digits":
+            return data.split(data.digits(), section.held_out, section.split_seed)
+        assert section.path is not None
+        loaded = data.load(section.path, key=section.array, labels_key=section.labels_array, size=section.size)
+        if loaded.held_out is not None:
+            return loaded.train, loaded.held_out
+        return data.split(loaded.train, section.held_out, section.split_seed)
+
+    def transform(self, train: data.DataSet) -> transform.Transform:
+        """The transform to the model's units, fitted to the training set where it has statistics.
+
+        The formulations that are written for data of unit scale (all but EDM) have the data divided by sigma_data,
+        where it is given.
+        """
+        kind = self.data.transform
+        if kind == "auto":
+            kind = "min_max" if len(train.shape) == 3 else "standardise"
+        if kind == "none":
+            made: transform.Transform = transform.Identity()
+        elif kind == "min_max":
+            made = (
+                transform.MinMax(*train.value_range)
+                if train.value_range is not None
+                else transform.MinMax.fit(data.batches(train))
+            )
+        else:
+            made = transform.Standardise.fit(data.batches(train))
+        sigma_data = self.diffusion.get("sigma_data")
+        if sigma_data is not None and not formulation.named()[self.type]().needs_sigma_data:
+            if isinstance(sigma_data, list):
+                raise InputError(
+                    f"diffusion.sigma_data is {sigma_data}; for type {self.type} it is one number, by which the "
+                    f"data are divided"
+                )
+            made = transform.Chain([made, transform.Scale(1 / check_positive("diffusion.sigma_data", sigma_data))])
+        return made
+
+    def model(self, train: data.DataSet) -> Model:
+        """A fresh model for the data, its weights a function of training.seed."""
+        made = self.transform(train)
+        form = self.formulation()
+        if form.needs_sigma_data:
+            form = form.with_sigma_data(data.moments(train, made).total_std)
+        label_dim = train.num_classes if self.data.labels else 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.options().seed)
+            network = self._make_network(train.shape, label_dim)
+            uncertainty = networks.Uncertainty() if self.training.get("uncertainty") else None
+        return Model(network, form, made, shape=train.shape, uncertainty=uncertainty, class_names=train.class_names)
+
+    def _make_network(self, shape: Sequence[int], label_dim: int) -> torch.nn.Module:
+        arguments = dict(self.network)
+        name = arguments.pop("type", None) or ("unet" if len(shape) == 3 else "mlp")
+        kind = networks.registry()[name]
+        decided = {"in_channels": shape[0], "features": shape[0], "label_dim": label_dim}
+        return kind(**arguments, **{key: value for key, value in decided.items() if key in _names(kind)})
+
+
+def _sections(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    known = [field.name for field in dataclasses.fields(Config)]
+    if not isinstance(document, Mapping):
+        raise InputError(f"the config is {document!r}; it must be sections of keys: {', '.join(known)}")
+    for name, section in document.items():
+        if name not in known:
+            raise unknown("section", name, known)
+        if section is not None and not isinstance(section, Mapping):
+            raise InputError(f"section {name} is {section!r}; it must be keys with values")
+    return {name: document.get(name) or {} for name in known}
+
+
+def _chosen(where: str, value: object, known: Mapping[str, object]) -> str:
+    """A name among the known ones, whatever its case."""
+    match = {name.lower(): name for name in known}
+    if not isinstance(value, str) or value.lower() not in match:
+        raise unknown(where, value, known)
+    return match[value.lower()]
+
+
+def _diffusion(given: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = formulation.named()
+    own = _chosen("diffusion.type", given.get("type", "EDM"), kinds)
+    rest = {key: value for key, value in given.items() if key != "type"}
+    elsewhere = {name: _diffusion_keys(name) for name in kinds}
+    return {"type": own} | _check_keys("diffusion", rest, elsewhere[own], elsewhere, "type", own)
+
+
+def _sampling(given: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """The checked section; default: the sampler of the formulation, whose keys hold where none is named."""
+    makers = samplers.named()
+    checked: dict[str, Any] = {}
+    for key, known in (("sampler", makers), ("grid", grid.named()), ("process", process.named())):
+        if given.get(key) is not None:
+            checked[key] = _chosen(f"sampling.{key}", given[key], known)
+    own = checked.get("sampler", default)
+    rest = {key: value for key, value in given.items() if key not in ("sampler", "grid", "process")}
+    elsewhere = {name: _sampler_keys(name) for name in makers}
+    return checked | _check_keys("sampling", rest, _SAMPLING | elsewhere[own], elsewhere, "sampler", own)
+
+
+def _data(given: Mapping[str, Any]) -> DataSection:
+    values = _check_keys("data", given, _dataclass_keys(DataSection), {}, "", "")
+    if values.get("path") is not None:
+        values.setdefault("source", "file")
+    section = DataSection(**values)
+    if section.source not in ("digits", "file"):
+        raise unknown("data.source", section.source, ("digits", "file"))
+    if (section.source == "file") != (section.path is not None):
+        raise InputError(
+            f"data.source is {section.source!r} and data.path is {section.path!r}; a path goes with source "
+            f"file, and only with it"
+        )
+    if section.transform not in TRANSFORMS:
+        raise unknown("data.transform", section.transform, TRANSFORMS)
+    if not 0 < section.held_out < 1:
+        raise InputError(f"data.held_out is {section.held_out!r}; it is a fraction between 0 and 1")
+    return section
+
+
+def _network(given: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = networks.registry()
+    rest = {key: value for key, value in given.items() if key != "type"}
+    if given.get("type") is None:
+        if rest:
+            raise InputError(
+                f"network has {', '.join(rest)} but no type; say which network they belong to: "
+                f"{', '.join(sorted(kinds))}"
+            )
+        return {}
+    own = _chosen("network.type", given["type"], kinds)
+    elsewhere = {name: _network_keys(name) for name in kinds}
+    return {"type": own} | _check_keys("network", rest, elsewhere[own], elsewhere, "type", own)
+
+
+def override(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The document with "section.key=value" applied, the value in YAML."""
+    changed = {name: dict(section) if isinstance(section, Mapping) else section for name, section in _items(document)}
+    for text in overrides:
+        path, sign, value = text.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not sign or not dot or not section or not key:
+            raise InputError(f"--set {text!r} is not of the form section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(changed.setdefault(section, {}), dict):
+            changed[section] = {}
+        changed[section][key] = parsed
+    return changed
+
+
+def _items(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if not isinstance(document, Mapping):
+        raise InputError(f"the config is {document!r}; it must be sections of keys")
+    return iter(document.items())
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as YAML writes them back: no tuples, no absent defaults."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in section.items()
+        if value is not _ABSENT
+    }
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """A document as YAML, in its own order."""
+    return yaml.safe_dump(dict(document), sort_keys=False, default_flow_style=None, width=120)
