@@ -13,6 +13,7 @@ nearest known one, and a key of another type an error that names the types that 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,8 @@ import pydantic
 import torch
 import yaml
 
-from edmund import data, formulation, grid, networks, process, samplers, transform
+from edmund import data, formulation, grid, networks, process, registry, samplers, transform
+from edmund.data import DataSet
 from edmund.errors import InputError, check_positive, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model
@@ -97,10 +99,13 @@ TRANSFORMS = ("auto", "min_max", "standardise", "none")
 
 
 def _arguments(function: Callable[..., Any]) -> Keys:
-    """The keyword arguments of a function or class, as keys in lower case."""
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)  # type: ignore[misc]
+    """The arguments of a function, a class or a class with some arguments given, as keys in lower case."""
+    given: Mapping[str, Any] = {}
+    if isinstance(function, functools.partial):
+        given, function = function.keywords, function.func
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name.lower(): Key(hints.get(p.name, Any), p.default) for p in parameters}
+    return {p.name.lower(): Key(hints.get(p.name, Any), p.default) for p in parameters if p.name not in given}
 
 
 def _names(function: Callable[..., Any]) -> dict[str, str]:
@@ -216,17 +221,15 @@ class Config:
     def document(self) -> dict[str, Any]:
         """The whole config with every default filled in, as plain values that load again."""
         made = self.formulation()
-        kind = formulation.named()[self.type]
-        names = _names(kind)
         diffusion = {"type": self.type} | {
             key: self.diffusion.get(key, None if key in _COMMON else value.default)
             for key, value in _diffusion_keys(self.type).items()
         }
-        diffusion |= {
-            key: getattr(made, names.get(key, key))
-            for key in ("sigma_min", "sigma_max")
-            if diffusion[key] is None and not self._betas
-        }
+        if isinstance(made.process, process.VP) and diffusion["sigma_min"] is None and diffusion["sigma_max"] is None:
+            # VP is given by its betas or by a range that they are fitted to, not by both.
+            diffusion |= {"beta_d": made.process.beta_d, "beta_min": made.process.beta_min}
+        else:
+            diffusion |= {key: getattr(made, key) for key in ("sigma_min", "sigma_max")}
         sampler = {
             key: self.sampling.get(key, value.default) for key, value in _sampler_keys(self._sampler_name()).items()
         }
@@ -253,11 +256,6 @@ class Config:
             "output": dataclasses.asdict(self.output),
         }
 
-    @property
-    def _betas(self) -> bool:
-        """Whether the process is given by VP's betas: its range then follows from them."""
-        return self.diffusion.get("beta_d") is not None or self.diffusion.get("beta_min") is not None
-
     def _sampler_name(self) -> str:
         name = self.sampling.get("sampler")
         return str(name) if name is not None else formulation.named()[self.type]().sampler.name
@@ -274,9 +272,11 @@ class Config:
         if self.sampling.get("steps") is not None:
             changes["num_steps"] = self.sampling["steps"]
         if self.sampling.get("grid") is not None:
-            changes["grid"] = grid.named()[self.sampling["grid"]]()
+            changes["grid"] = registry.resolve("sampling.grid", self.sampling["grid"], grid.named(), grid.Grid)
         if self.sampling.get("process") is not None:
-            changes["process"] = process.named()[self.sampling["process"]]()
+            changes["process"] = registry.resolve(
+                "sampling.process", self.sampling["process"], process.named(), process.Process
+            )
         sampler = self._sampler()
         if sampler is not None:
             changes["sampler"] = sampler
@@ -304,8 +304,14 @@ class Config:
         names = _names(TrainingOptions)
         return TrainingOptions(**{names[key]: value for key, value in self.training.items() if key in names})
 
-    def datasets(self) -> tuple[data.DataSet, data.DataSet]:
+    def datasets(self) -> tuple[DataSet, DataSet]:
         """The training set and the held-out set."""
+        train, held_out = self._read()
+        if not self.data.labels:
+            return data.unlabelled(train), data.unlabelled(held_out)
+        return train, held_out
+
+    def _read(self) -> tuple[DataSet, DataSet]:
         section = self.data
         if section.source == "digits":
             return data.split(data.digits(), section.held_out, section.split_seed)
@@ -315,7 +321,7 @@ class Config:
             return loaded.train, loaded.held_out
         return data.split(loaded.train, section.held_out, section.split_seed)
 
-    def transform(self, train: data.DataSet) -> transform.Transform:
+    def transform(self, train: DataSet) -> transform.Transform:
         """The transform to the model's units, fitted to the training set where it has statistics.
 
         The formulations that are written for data of unit scale (all but EDM) have the data divided by sigma_data,
@@ -344,16 +350,15 @@ class Config:
             made = transform.Chain([made, transform.Scale(1 / check_positive("diffusion.sigma_data", sigma_data))])
         return made
 
-    def model(self, train: data.DataSet) -> Model:
+    def model(self, train: DataSet) -> Model:
         """A fresh model for the data, its weights a function of training.seed."""
         made = self.transform(train)
         form = self.formulation()
         if form.needs_sigma_data:
             form = form.with_sigma_data(data.moments(train, made).total_std)
-        label_dim = train.num_classes if self.data.labels else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options().seed)
-            network = self._make_network(train.shape, label_dim)
+            network = self._make_network(train.shape, train.num_classes)
             uncertainty = networks.Uncertainty() if self.training.get("uncertainty") else None
         return Model(network, form, made, shape=train.shape, uncertainty=uncertainty, class_names=train.class_names)
 

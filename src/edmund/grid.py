@@ -68,7 +68,7 @@ def _ramp(num_steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class EDM(Grid):
-    """Uniform in sigma^(1/rho) (Karras et al. 2022, Eq. 5); rho 7 has most steps at low noise, 1 is uniform in sigma."""
+    """Uniform in sigma^(1/rho) (Karras et al. 2022, Eq. 5); rho 7 puts steps at low noise, 1 is uniform in sigma."""
 
     name: ClassVar[str] = "edm"
     rho: float = 7.0

@@ -77,6 +77,11 @@ class Model:
         )
         """The model as a denoiser, in the model's own units."""
 
+    @property
+    def num_classes(self) -> int:
+        """The number of classes of the network's labels; 0: it takes none."""
+        return int(getattr(self.network, "config", {}).get("label_dim", 0))
+
     def to(self, device: torch.device | str) -> Model:
         """The same model with its weights on another device."""
         self.denoiser.to(device)
@@ -106,16 +111,18 @@ class Model:
         for key in condition:
             if key not in known:
                 raise unknown("argument of sample", key, [*known, *sorted(_SAMPLE_OPTIONS)])
-        labels, label_dim = condition.get("labels"), getattr(self.network, "label_dim", None)
-        if labels is None or label_dim is None or labels.is_floating_point() or labels.ndim != 1:
+        labels = condition.get("labels")
+        if labels is None or labels.is_floating_point() or labels.ndim != 1:
             return
-        if label_dim == 0:
+        if self.num_classes == 0:
             raise InputError(
                 f"labels is {labels.tolist()[:8]}, but the model is unconditional: it was trained without labels"
             )
-        wrong = labels[(labels < -1) | (labels >= label_dim)]
+        wrong = labels[(labels < -1) | (labels >= self.num_classes)]
         if len(wrong) > 0:
-            raise InputError(f"labels holds {wrong[0].item()}; the model's classes are 0 to {label_dim - 1} (-1: none)")
+            raise InputError(
+                f"labels holds {wrong[0].item()}; the model's classes are 0 to {self.num_classes - 1} (-1: none)"
+            )
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes the model's folder and returns it.

@@ -179,7 +179,7 @@ class IDDPM(Epsilon):
 
 @dataclass(frozen=True)
 class VE(Preconditioning):
-    """Score prediction as in the score SDEs' VE (Song et al. 2021): no scaling of the input, c_noise = ln(sigma / 2)."""
+    """Score prediction as in the score SDEs' VE (Song et al. 2021): x is not scaled, c_noise = ln(sigma / 2)."""
 
     name: ClassVar[str] = "ve"
 

@@ -1,0 +1,71 @@
+"""What the commands share: a run's folder, its config and its data; seeds and labels as people write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+
+from edmund.config import Config
+from edmund.errors import InputError
+from edmund.model import Model, load
+
+CONFIG_FILE = "config.yaml"
+
+console = Console(highlight=False)
+
+
+def read_config(run: Path) -> Config:
+    """The config that a run's folder holds."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"run {str(run)!r} has no {CONFIG_FILE}: it is not the folder of a run")
+    try:
+        return Config.of(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def load_model(run: Path, device: str | None) -> Model:
+    """A run's model, on the device asked for, or on the GPU if there is one."""
+    return load(run, device=pick_device(device))
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for; InputError where it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def parse_numbers(argument: str, text: str) -> list[int]:
+    """ "0-63,100" as a list of integers."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"{argument} is {text!r}; it must be numbers and ranges such as 0-63,100")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low:
+            raise InputError(f"{argument} is {text!r}; the range {part.strip()} runs backwards")
+        numbers += range(low, high + 1)
+    return numbers
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made if absent; InputError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".edmund-write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"folder {str(folder)!r} cannot be written: {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,94 @@
+"""`edmund train`: config in, run folder out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from signal import Signals
+
+import yaml
+
+from edmund import plots
+from edmund.cli._run import CONFIG_FILE, console, make_folder
+from edmund.config import Config, dump
+from edmund.data import DataSet
+from edmund.errors import InputError
+from edmund.images.report import as_condition, class_labels, is_image, value_range
+from edmund.model import Model, count_parameters
+from edmund.training import Trainer, TrainingResult
+
+
+def run(path: Path, overrides: list[str], *, dry_run: bool, resume: bool) -> None:
+    """The command."""
+    config = Config.load(path, overrides)
+    if dry_run:
+        console.print(dump(config.document()), end="", markup=False, soft_wrap=True)
+        train, held_out = config.datasets()
+        for line in describe(config.model(train), train, held_out):
+            console.print(f"# {line}", markup=False, soft_wrap=True)
+        return
+    directory = Path(config.output.directory or "runs/edmund")
+    if resume and not (directory / CONFIG_FILE).is_file():
+        raise InputError(f"--resume: {str(directory)!r} holds no run to go on with")
+    fit(config, directory)
+    console.print(
+        f"next: edmund sample {directory}   edmund evaluate {directory}   edmund diagnose {directory}", markup=False
+    )
+
+
+def fit(config: Config, directory: Path) -> TrainingResult:
+    """Trains a config into a folder, or goes on with the run that is there; exits with 128 + the signal when it is told
+    to stop.
+    """
+    options = config.options()
+    train, held_out = config.datasets()
+    model = config.model(train)
+    for line in describe(model, train, held_out):
+        console.print(line, markup=False, soft_wrap=True)
+    _keep_config(config, make_folder(directory))
+    limits = value_range(train)
+
+    def preview(current: Model, samples_seen: int, folder: Path) -> None:
+        if not is_image(current.shape):
+            return
+        pictures = current.sample(64, progress=False, **as_condition(class_labels(64, current.num_classes)))
+        (folder / "previews").mkdir(exist_ok=True)
+        plots.write_png(folder / "previews" / f"{samples_seen:010d}.png", pictures, limits)  # type: ignore[arg-type]
+
+    shown = preview if options.preview_interval is not None else None
+    result = Trainer(model, train, directory, validation=held_out, options=options, preview=shown).run()
+    if result.interrupted is not None:  # the trainer has said so
+        sys.exit(128 + Signals[result.interrupted])
+    return result
+
+
+def describe(model: Model, train: DataSet, held_out: DataSet) -> list[str]:
+    """What will be trained on what, in two lines."""
+    sigma_data = getattr(model.formulation.preconditioning, "sigma_data", None)
+    spread = "" if sigma_data is None else f", sigma_data {sigma_data:.4g}"
+    classes = f", {train.num_classes} classes" if train.num_classes else ""
+    return [
+        f"data: {len(train)} training and {len(held_out)} held-out samples of shape {tuple(train.shape)}{classes}",
+        f"model: {model.formulation.name}, {type(model.network).__name__} of "
+        f"{count_parameters(model.network):,} parameters{spread}",
+    ]
+
+
+def _keep_config(config: Config, directory: Path) -> None:
+    """Writes the config beside the run.
+
+    A folder that holds a run of another config keeps its own, and the trainer says what differs.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        path.write_text(dump(config.document()))
+        return
+    before, now = Config.of(yaml.safe_load(path.read_text())).document(), config.document()
+    for section in ("diffusion", "data", "network"):
+        for key in dict.fromkeys([*now[section], *before[section]]):
+            if now[section].get(key) != before[section].get(key):
+                raise InputError(
+                    f"output.directory {str(directory)!r} holds another run: its {section}.{key} is "
+                    f"{before[section].get(key)!r}, "
+                    f"the config's is {now[section].get(key)!r}; choose another folder"
+                )

@@ -1,0 +1,128 @@
+"""The report on a model of images or vectors: many samples, every metric beside what real data reach, and the pictures
+that a person looks at.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edmund import plots
+from edmund.data import DataSet
+from edmund.errors import InputError
+from edmund.metrics import sample_report
+from edmund.model import Model
+from edmund.sample import Trajectory
+
+# Real data beyond this many add nothing to the metrics but time.
+_REAL_LIMIT = 10_000
+
+
+@dataclass(frozen=True)
+class Report:
+    """metrics: the numbers, JSON-able. samples: [n, *] in the user's units. labels: [n] that were asked for, or None.
+    files: what was written.
+    """
+
+    metrics: dict[str, Any]
+    samples: Tensor
+    labels: Tensor | None
+    files: dict[str, Path]
+
+
+def class_labels(n: int, num_classes: int) -> Tensor | None:
+    """n labels, each class in turn; None without classes."""
+    return torch.arange(n) % num_classes if num_classes > 0 else None
+
+
+def as_condition(labels: Tensor | None) -> dict[str, Any]:
+    """The labels as a condition of the model; nothing where there are none."""
+    return {} if labels is None else {"labels": labels}
+
+
+def everything(dataset: DataSet, limit: int = _REAL_LIMIT) -> tuple[Tensor, Tensor | None]:
+    """At most `limit` samples of a data set, spread over it, and their labels."""
+    count = min(len(dataset), limit)
+    y, condition = dataset.__getitems__(torch.linspace(0, len(dataset) - 1, count).round().long().tolist())
+    return y, condition.get("labels")
+
+
+def value_range(dataset: DataSet) -> tuple[float, float]:
+    """The range in which pictures of the data are drawn: what the format allows, or what the data reach."""
+    if dataset.value_range is not None:
+        return dataset.value_range
+    y = everything(dataset)[0]
+    return float(y.min()), float(y.max())
+
+
+def whole_levels(dataset: DataSet) -> tuple[int, int] | None:
+    """(lowest, highest) where the data are whole numbers of a known range, as digits and 8-bit images are."""
+    if dataset.value_range is None:
+        return None
+    y = everything(dataset, 256)[0]
+    whole = not y.is_floating_point() or bool((y == y.round()).all())
+    return (int(dataset.value_range[0]), int(dataset.value_range[1])) if whole else None
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape can be drawn as grey or colour pictures."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def evaluate(
+    model: Model, train: DataSet, held_out: DataSet, directory: Path, *, n: int = 2000, **options: Any
+) -> Report:
+    """Draws n samples, each class in turn, and writes metrics.json and pictures to `directory`.
+
+    options: keyword arguments of `edmund.sample`. Raises InputError for a model and data of different shapes.
+    """
+    if model.shape != tuple(train.shape):
+        raise InputError(f"the data have shape {tuple(train.shape)}, the model was trained on {model.shape}")
+    labels = class_labels(n, model.num_classes)
+    condition = as_condition(labels)
+    samples = model.sample(n, **condition, **options)
+    assert isinstance(samples, Tensor)
+    (real, real_labels), (kept, kept_labels) = everything(train), everything(held_out)
+    levels = whole_levels(train)
+    metrics = sample_report(samples, labels, real, real_labels, kept, kept_labels, levels=levels)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {"metrics": directory / "metrics.json"}
+    files["metrics"].write_text(json.dumps(metrics, indent=2) + "\n")
+    if is_image(model.shape):
+        files |= _pictures(model, train, samples, labels, directory, options)
+    return Report(metrics, samples, labels, files)
+
+
+def _pictures(
+    model: Model, train: DataSet, samples: Tensor, labels: Tensor | None, directory: Path, options: dict[str, Any]
+) -> dict[str, Path]:
+    limits = value_range(train)
+    real, real_labels = everything(train)
+    figure = plots.side_by_side(
+        real,
+        samples,
+        limits,
+        real_labels=real_labels if labels is not None else None,
+        labels=labels,
+        class_names=model.class_names,
+    )
+    files = {"samples": plots.save(figure, directory / "samples.png")}
+    few = as_condition(class_labels(6, model.num_classes))
+    path = model.sample(6, return_trajectory=True, **few, **options)
+    assert isinstance(path, Trajectory)
+    files["trajectory"] = draw_trajectory(model, path, limits, directory / "trajectory.png")
+    return files
+
+
+def draw_trajectory(model: Model, path: Trajectory, limits: tuple[float, float], file: Path) -> Path:
+    """The denoising trajectory of a few samples as a picture, in the user's units."""
+    n = len(path.samples)
+    shape = path.x.shape[2:]
+    x = model.transform.inverse(path.x.reshape(-1, *shape)).reshape(-1, n, *shape)
+    denoised = model.transform.inverse(path.denoised.reshape(-1, *shape)).reshape(-1, n, *shape)
+    return plots.save(plots.trajectory(path.sigmas, x, denoised, limits, samples=n), file)

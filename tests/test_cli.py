@@ -1,0 +1,167 @@
+"""The command line as a person uses it: one tiny run, then every command on it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edmund
+from edmund.cli import main
+
+
+class Done(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+CONFIG = """
+diffusion: {type: EDM}
+sampling: {steps: 4}
+network: {type: unet, channels: 8, channel_mult: [1, 2], attention_levels: []}
+training: {samples: 2048, batch_size: 64, lr_ramp: 0, ema_halflife: 256, log_interval: 256,
+           checkpoint_interval: 1024, validation_interval: 1024, preview_interval: 1024}
+output: {directory: %s}
+"""
+
+
+def run(*arguments: object, cwd: Path, code: int = 0) -> Done:
+    """`edmund` with these arguments, in this process: what `python -m edmund` does, without its start-up time."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.object(sys, "argv", ["edmund", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            ended = 0
+        except SystemExit as stopped:
+            ended = stopped.code or 0
+    assert ended == code, out.getvalue() + err.getvalue()
+    return Done(out.getvalue(), err.getvalue())
+
+
+def error_line(*arguments: object, cwd: Path) -> str:
+    done = run(*arguments, cwd=cwd, code=2)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a config `tiny.yaml` and its finished run `tiny`."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "tiny.yaml").write_text(CONFIG % "tiny")
+    run("train", "tiny.yaml", cwd=folder)
+    return folder
+
+
+def test_train_writes_a_run_and_goes_on(folder):
+    names = {path.name for path in (folder / "tiny").iterdir()}
+    assert {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "checkpoints", "previews"} <= names
+    before = (folder / "tiny/model.safetensors").read_bytes()
+    assert "finished already" in run("train", "tiny.yaml", "--resume", cwd=folder).stderr
+    assert (folder / "tiny/model.safetensors").read_bytes() == before
+    assert Image.open(next((folder / "tiny/previews").glob("*.png"))).size[0] > 64
+
+
+def test_another_run_in_the_folder_is_refused(folder):
+    assert "diffusion.type" in error_line("train", "tiny.yaml", "--set", "diffusion.type=VP", cwd=folder)
+    assert "network.channels" in error_line("train", "tiny.yaml", "--set", "network.channels=16", cwd=folder)
+    assert "batch_size" in error_line("train", "tiny.yaml", "--set", "training.batch_size=32", cwd=folder)
+
+
+def test_dry_run_prints_a_config_that_loads(folder):
+    import yaml
+
+    text = run("train", "tiny.yaml", "--dry-run", "--set", "training.lr=0.5", cwd=folder).stdout
+    document = yaml.safe_load(text)
+    assert document["training"]["lr"] == 0.5
+    assert document["diffusion"]["rho"] == 7.0
+    assert document["network"]["blocks"] >= 1
+    assert "parameters" in text
+
+
+def test_sample(folder):
+    out = run(
+        "sample", "tiny", "--seeds", "0-9,40", "--labels", "3,7", "--steps", 3, "--out", "a", "--trajectory", cwd=folder
+    ).stdout
+    assert [Path(line).name for line in out.split()] == ["samples.npz", "samples.png", "trajectory.png"]
+    with np.load(folder / "a/samples.npz", allow_pickle=False) as file:
+        assert file["seeds"].tolist() == [*range(10), 40]
+        assert file["labels"].tolist() == [3, 7] * 5 + [3]
+        assert file["x"].shape == (4, 11, 1, 8, 8)
+        samples = file["samples"]
+    # The same seeds in another batch size and through the library.
+    run("sample", "tiny", "--seeds", "40", "--labels", "3", "--steps", 3, "--out", "b", "--batch-size", 1, cwd=folder)
+    with np.load(folder / "b/samples.npz", allow_pickle=False) as file:
+        np.testing.assert_allclose(file["samples"][0], samples[10], atol=1e-4)
+    again = edmund.load(folder / "tiny").sample(1, seeds=[40], labels=3, num_steps=3, progress=False)
+    np.testing.assert_allclose(again[0].numpy(), samples[10], atol=1e-4)
+
+
+def test_sample_with_churn_differs(folder):
+    run("sample", "tiny", "-n", 2, "--out", "plain", cwd=folder)
+    run("sample", "tiny", "-n", 2, "--out", "churned", "--sampler", "euler", "--s-churn", 20, cwd=folder)
+    with np.load(folder / "plain/samples.npz") as plain, np.load(folder / "churned/samples.npz") as churned:
+        assert abs(plain["samples"] - churned["samples"]).max() > 0.1
+
+
+def test_evaluate_and_diagnose(folder):
+    run("evaluate", "tiny", "-n", 100, cwd=folder)
+    metrics = json.loads((folder / "tiny/evaluation/metrics.json").read_text())
+    assert metrics["counts"]["samples"]["given"] == 100
+    assert metrics["frechet"] > metrics["frechet_real"]
+    text = run("diagnose", "tiny", cwd=folder).stdout
+    assert "sigma_data 0.75" in text
+    found = json.loads((folder / "tiny/diagnosis/diagnosis.json").read_text())
+    at_data = min(range(len(found["sigmas"])), key=lambda i: abs(found["sigmas"][i] - 0.5))
+    assert found["current"][at_data] < found["initial"][at_data]
+    assert (folder / "tiny/diagnosis/loss_against_sigma.png").is_file()
+
+
+def test_the_module_runs_and_fails_in_one_line(folder):
+    command = [sys.executable, "-m", "edmund", "sample", "nowhere"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_formulations(folder):
+    text = run("formulations", cwd=folder).stdout
+    for name in edmund.formulation.named():
+        assert name in text
+    assert (folder / "formulations.png").is_file()
+
+
+def test_bad_input_is_one_line(folder):
+    assert "--sampler" in error_line("sample", "tiny", "--sampler", "huen", cwd=folder)
+    assert "labels holds 12" in error_line("sample", "tiny", "--labels", "12", cwd=folder)
+    assert "'5-1'" in error_line("sample", "tiny", "--seeds", "5-1", cwd=folder)
+    assert "sigma_max is 500.0" in error_line("sample", "tiny", "--sigma-max", "500", cwd=folder)
+    assert "num_steps is 0" in error_line("sample", "tiny", "--steps", "0", cwd=folder)
+    assert "--s-churn" in error_line("sample", "tiny", "--s-min", "1", cwd=folder)
+    assert "holds no model" in error_line("sample", "nowhere", cwd=folder)
+    assert "'nowhere.yaml'" in error_line("train", "nowhere.yaml", cwd=folder)
+    assert "'EDN'" in error_line("demo", "--type", "EDN", cwd=folder)
+    assert "device 'gpu'" in error_line("sample", "tiny", "--device", "gpu", cwd=folder)
+    (folder / "file").write_text("")
+    assert "'file'" in error_line("sample", "tiny", "--out", "file", cwd=folder)
+    (folder / "broken").mkdir(exist_ok=True)
+    (folder / "broken/config.json").write_bytes((folder / "tiny/config.json").read_bytes())
+    (folder / "broken/model.safetensors").write_bytes((folder / "tiny/model.safetensors").read_bytes()[:-10])
+    assert "damaged" in error_line("sample", "broken", cwd=folder)

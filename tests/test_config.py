@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import yaml
+
+from edmund import formulation, grid, process, samplers
+from edmund.config import Config, dump, override
+from edmund.errors import InputError
+
+TYPES = ["EDM", "VP", "VE", "iDDPM", "Flow", "Cosine"]
+TWO_LINES = """
+diffusion: {type: EDM, sigma_data: 1.0, sigma_min: 0.002, sigma_max: 80.0, rho: 7.0, p_mean: -1.2, p_std: 1.2}
+sampling:  {steps: 40, sampler: heun, s_churn: 40.0, s_min: 0.05, s_max: 50.0, s_noise: 1.003}
+"""
+
+
+def of(**sections):
+    return Config.of(sections)
+
+
+def test_the_two_lines():
+    made = Config.of(yaml.safe_load(TWO_LINES)).formulation()
+    expected = dataclasses.replace(
+        formulation.EDM(1.0, 0.002, 80.0, 7.0, -1.2, 1.2),
+        num_steps=40,
+        sampler=samplers.Heun(samplers.Churn(40.0, 0.05, 50.0, 1.003)),
+    )
+    assert made == expected
+
+
+def test_nothing_is_everything():
+    config = Config.of({})
+    assert config.formulation() == formulation.EDM()
+    train, held_out = config.datasets()
+    assert len(train) + len(held_out) == 1797
+    model = config.model(train)
+    assert model.shape == (1, 8, 8)
+    assert model.network.config["label_dim"] == 10
+    assert 0.74 < model.formulation.preconditioning.sigma_data < 0.76  # the digits' own, in [-1, 1]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_common_keys_go_with_every_type(kind):
+    config = of(diffusion={"type": kind, "sigma_data": 0.5, "sigma_min": 0.01, "sigma_max": 50.0})
+    made = config.formulation()
+    assert made.name == kind
+    assert (made.sigma_min, made.sigma_max) == (0.01, 50.0)
+    train, _ = config.datasets()
+    model = config.model(train)
+    low, high = model.transform.forward(train.__getitems__([0, 1, 2])[0]).aminmax()
+    if kind == "EDM":
+        assert model.formulation.preconditioning.sigma_data == 0.5
+        assert (low, high) == (-1, 1)
+    else:  # written for data of unit scale: the data are divided by sigma_data
+        assert (low, high) == (-2, 2)
+    levels = model.formulation.grid(4, made.sigma_min, made.sigma_max, getattr(model.denoiser, "round_sigma", None))
+    assert levels[0] <= 50.0 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_resolved_document_is_the_same_config(kind):
+    config = of(diffusion={"type": kind}, training={"samples": 1000, "lr_ramp": 100})
+    again = Config.of(yaml.safe_load(dump(config.document())))
+    assert again.formulation() == config.formulation()
+    assert again.options() == config.options()
+    assert again.document() == config.document()
+
+
+def test_names_have_any_case_and_aliases_resolve():
+    made = of(
+        diffusion={"type": "iddpm"}, sampling={"sampler": "Midpoint", "steps": 5, "grid": "edm", "process": "vp"}
+    ).formulation()
+    assert made.sampler == samplers.Heun(alpha=0.5)
+    assert (made.num_steps, made.grid, made.process) == (5, grid.EDM(), process.VP())
+
+
+def test_vp_keeps_its_betas_or_is_fitted():
+    assert of(diffusion={"type": "VP", "beta_d": 10.0, "beta_min": 0.2}).formulation().process == process.VP(10.0, 0.2)
+    fitted = of(diffusion={"type": "VP", "sigma_min": 0.002, "sigma_max": 80.0}).formulation()
+    assert fitted.process == process.VP.for_range(0.002, 80.0)
+    assert fitted.trained_range == pytest.approx((0.002, 80.0), rel=1e-9)
+
+
+def test_numbers_as_yaml_reads_them():
+    # YAML 1.1 reads 1e-3 as a text.
+    assert of(training={"lr": "1e-3"}).options().lr == 1e-3
+    assert math.isinf(of(sampling={"s_churn": 1, "s_max": float("inf")}).formulation().sampler.churn.S_max)
+
+
+def build(document):
+    """What any command does with a config before it trains."""
+    config = Config.of(document)
+    config.options()
+    config.formulation()
+    config.transform(config.datasets()[0])
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"difusion": {}}, ["difusion", "'diffusion'"]),
+        ({"diffusion": {"type": "EDN"}}, ["diffusion.type", "'EDN'", "'EDM'"]),
+        ({"diffusion": {"sigma_mim": 1}}, ["sigma_mim", "'sigma_min'"]),
+        ({"diffusion": {"type": "VE", "rho": 7}}, ["diffusion.rho", "7", "VE", "EDM"]),
+        ({"diffusion": {"type": "EDM", "beta_d": 7}}, ["diffusion.beta_d", "VP"]),
+        ({"diffusion": {"sigma_max": "large"}}, ["diffusion.sigma_max", "'large'", "number"]),
+        ({"diffusion": {"sigma_min": 90.0}}, ["sigma_min", "90.0", "sigma_max"]),
+        ({"diffusion": {"sigma_min": -1.0}}, ["sigma_min", "-1.0"]),
+        ({"diffusion": {"rho": 0}}, ["rho", "0"]),
+        ({"diffusion": {"sigma_data": 0}}, ["sigma_data", "0"]),
+        ({"diffusion": {"type": "VP", "sigma_data": [1.0, 2.0]}}, ["sigma_data", "[1.0, 2.0]"]),
+        ({"sampling": {"sampler": "huen"}}, ["sampling.sampler", "'huen'", "'heun'"]),
+        ({"sampling": {"steps": 0}}, ["num_steps", "0"]),
+        ({"sampling": {"steps": 2.5}}, ["sampling.steps", "2.5"]),
+        ({"sampling": {"sampler": "euler", "alpha": 0.5}}, ["sampling.alpha", "heun"]),
+        ({"sampling": {"s_min": 0.5}}, ["s_min", "s_churn"]),
+        ({"sampling": {"s_churn": -1}}, ["S_churn", "-1"]),
+        ({"data": {"path": "x.npz", "source": "digits"}}, ["data.source", "'digits'", "x.npz"]),
+        ({"data": {"source": "digit"}}, ["data.source", "'digit'", "'digits'"]),
+        ({"data": {"held_out": 1.0}}, ["held_out", "1.0"]),
+        ({"network": {"type": "unett"}}, ["network.type", "'unett'", "'unet'"]),
+        ({"network": {"type": "mlp", "channel_mult": [1]}}, ["network.channel_mult", "unet"]),
+        ({"network": {"channels": 3}}, ["network", "channels", "type"]),
+        ({"training": {"leraning_rate": 1}}, ["leraning_rate"]),
+        ({"training": {"batch_size": 0}}, ["batch_size", "0"]),
+        ({"output": "runs"}, ["output", "'runs'"]),
+        ([1], ["[1]"]),
+    ],
+)
+def test_bad_input(document, words):
+    with pytest.raises(InputError) as caught:
+        build(document)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_overrides():
+    changed = override(
+        {"training": {"lr": 1}}, ["training.lr=2e-1", "diffusion.type=VP", "network.channel_mult=[1, 2]"]
+    )
+    assert changed == {"training": {"lr": "2e-1"}, "diffusion": {"type": "VP"}, "network": {"channel_mult": [1, 2]}}
+    for text in ("lr=1", "training.lr", "training.=1"):
+        with pytest.raises(InputError, match="of the form section"):
+            override({}, [text])
+
+
+def test_files(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        Config.load(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match="not YAML"):
+        Config.load(tmp_path / "bad.yaml")
+    (tmp_path / "digits.yaml").write_text(TWO_LINES)
+    config = Config.load(tmp_path / "digits.yaml", ["sampling.steps=7"])
+    assert config.formulation().num_steps == 7
+    assert config.output.directory == "runs/digits"
