@@ -1,0 +1,102 @@
+r"""Exponential moving averages of the parameters, whose widths are counted in samples seen.
+
+After a step of B samples, t samples having been seen in all, the average moves to `beta * average + (1 - beta) *
+parameters`. Two profiles:
+
+- Half-life: `beta = 2^(-B / half_life)`; early in a run the half-life is at most `ramp * (t - B)`, so the random start
+is forgotten
+  (Karras et al. 2022).
+- Power function: `beta = (1 - B/t)^(gamma + 1)`, which weighs the parameters at time tau by tau^gamma (Karras et al.
+2024, Section 3.1):
+  the profile keeps its shape as the run grows. Its relative width, the standard deviation of the profile over t, is
+  `sigma_rel = sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3)))`, and gamma is the largest root of
+  `gamma^3 + 7 gamma^2 + (16 - sigma_rel^-2) gamma + (12 - sigma_rel^-2)`.
+
+Both give beta = 0 at the first step: the average starts as the first parameters that training produced.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edmund.errors import InputError, check_positive
+
+WIDEST = math.sqrt(1 / 12)
+"""sigma_rel of gamma = 0, which weighs the whole past equally."""
+
+
+def sigma_rel(gamma: float) -> float:
+    """The relative width of the power-function profile of exponent gamma >= 0."""
+    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
+
+
+@functools.cache
+def gamma(sigma_rel: float) -> float:
+    """The exponent of the profile of relative width sigma_rel, 0 < sigma_rel <= 0.2886 (that of gamma = 0); else
+    InputError.
+    """
+    if not 0 < sigma_rel <= WIDEST:
+        raise InputError(
+            f"sigma_rel is {sigma_rel!r}; it must be above 0 and at most {WIDEST:.4f}, the width of a plain mean"
+        )
+    inverse_square = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse_square, 12.0 - inverse_square])
+    return float(roots.real[np.abs(roots.imag) < 1e-9 * np.abs(roots)].max())
+
+
+class Profile(Protocol):
+    """How fast an average follows."""
+
+    def beta(self, samples_seen: float, batch_size: float) -> float:
+        """What is kept of the average in the step of `batch_size` samples that ends at `samples_seen`; in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class HalfLife:
+    """beta = 2^(-batch_size / half_life), half_life in samples, at most `ramp` times the samples seen before the step
+    (None: no ramp).
+    """
+
+    half_life: float
+    ramp: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        check_positive("half_life", self.half_life)
+        if self.ramp is not None:
+            check_positive("ramp", self.ramp)
+
+    def beta(self, samples_seen: float, batch_size: float) -> float:
+        half_life = self.half_life
+        if self.ramp is not None:
+            half_life = min(half_life, self.ramp * (samples_seen - batch_size))
+        return 0.5 ** (batch_size / half_life) if half_life > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class PowerFunction:
+    """beta = (1 - batch_size / samples_seen)^(gamma + 1), of relative width sigma_rel (0.05 and 0.10 in EDM2)."""
+
+    sigma_rel: float
+
+    def __post_init__(self) -> None:
+        gamma(self.sigma_rel)
+
+    def beta(self, samples_seen: float, batch_size: float) -> float:
+        return float((1 - batch_size / samples_seen) ** (gamma(self.sigma_rel) + 1))
+
+
+@torch.no_grad()
+def update(average: list[Tensor], parameters: Sequence[Tensor], beta: float) -> None:
+    """average <- beta * average + (1 - beta) * parameters, in place, in the averages' dtype (float32 for parameters in
+    half precision).
+    """
+    target = [p if p.dtype == a.dtype else p.to(a.dtype) for a, p in zip(average, parameters, strict=True)]
+    torch._foreach_lerp_(average, target, 1 - beta)

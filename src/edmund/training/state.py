@@ -1,0 +1,183 @@
+"""Everything that a run changes, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edmund.model import Model
+from edmund.training import ema
+from edmund.training.checkpoint import Checkpoint, check_shapes
+from edmund.training.options import TrainingOptions
+from edmund.training.running import Running
+from edmund.training.validation import Best
+
+NETWORK, AVERAGE, BEST, OPTIMIZER = "network", "ema", "best_ema", "optimizer"
+
+
+class State:
+    """The model in training, its average, the optimiser and the counters; `model` and `average` are on `device`.
+
+    mean: the mean of a tensor over all processes.
+    """
+
+    def __init__(
+        self, model: Model, options: TrainingOptions, device: torch.device, mean: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.model = model.to(device)
+        self.average = copy.deepcopy(model)
+        self.average.denoiser.requires_grad_(False).eval()
+        if self.dtype != torch.float32:
+            self.average.denoiser.to(self.dtype)
+        self.options = options
+        # Kept as lists: to walk through a large network takes as long as to average it.
+        self._averages = list(self.average.denoiser.parameters())
+        self._averaged = list(model.denoiser.parameters())
+        self.parameters = [p for p in model.denoiser.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.parameters, options)
+        self.scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
+        self.running = Running(device, mean)
+        self.samples_seen = 0
+        self.nonfinite = 0
+        self.loss: float | None = None
+        self.validation_loss: float | None = None
+        self.best: Best | None = None
+        self.best_average: dict[str, Tensor] | None = None
+        self.validated_at: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the data and the average are computed in: the network's dtype, float32 at least."""
+        found = next((p.dtype for p in self.model.denoiser.parameters()), torch.float32)
+        return torch.promote_types(found, torch.float32)
+
+    def update_average(self) -> None:
+        """Moves the average after a step that ended at `samples_seen`."""
+        beta = self.options.profile.beta(self.samples_seen, self.options.batch_size)
+        ema.update(self._averages, self._averaged, beta)
+
+    def sync_buffers(self) -> None:
+        """Gives the average the network's buffers, which are not averaged."""
+        for ours, theirs in zip(self.average.denoiser.buffers(), self.model.denoiser.buffers(), strict=True):
+            ours.copy_(theirs)
+
+    def keep_validation(self, loss: float) -> None:
+        """Notes a validation loss of the average; the average itself is kept where patience is set and the loss is the
+        lowest so far.
+        """
+        self.validated_at = self.samples_seen
+        self.validation_loss = loss if math.isfinite(loss) else None
+        if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
+            self.best = Best(loss, self.samples_seen)
+            if self.options.patience is not None:
+                self.best_average = {name: t.cpu().clone() for name, t in named_tensors(self.average.denoiser).items()}
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last validation came `patience` samples or more after the best one."""
+        if self.options.patience is None or self.best is None or self.validated_at is None:
+            return False
+        return self.validated_at - self.best.samples_seen >= self.options.patience
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing more to train."""
+        return self.samples_seen >= self.options.samples or self.out_of_patience
+
+    @torch.no_grad()
+    def deliver(self) -> None:
+        """Leaves in `model` what the run is for: the best average where patience is set, else the average; in
+        evaluation mode.
+        """
+        self.sync_buffers()
+        source = named_tensors(self.average.denoiser)
+        if self.options.patience is not None and self.best_average is not None:
+            source = self.best_average
+        _copy(source, self.model.denoiser)
+        self.model.denoiser.eval()
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a checkpoint."""
+        self.sync_buffers()
+        found = {
+            NETWORK: named_tensors(self.model.denoiser),
+            AVERAGE: named_tensors(self.average.denoiser),
+            OPTIMIZER: self._optimizer_tensors(),
+        }
+        return found if self.best_average is None else found | {BEST: self.best_average}
+
+    def counters(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says beside its tensors, JSON-able."""
+        return {
+            "run": identity,
+            "shapes": {name: list(tensor.shape) for name, tensor in named_tensors(self.model.denoiser).items()},
+            "best": None if self.best is None else self.best.state(),
+            "loss": self.loss,
+            "validation_loss": self.validation_loss,
+            "validated_at": self.validated_at,
+            "nonfinite": self.nonfinite,
+            "running": self.running.state(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "torch": str(torch.__version__),
+        }
+
+    @torch.no_grad()
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint; InputError where it is of another network."""
+        state = checkpoint.state
+        check_shapes(state["shapes"], named_tensors(self.model.denoiser), checkpoint.folder)
+        _copy(checkpoint.tensors(NETWORK), self.model.denoiser)
+        _copy(checkpoint.tensors(AVERAGE), self.average.denoiser)
+        self._load_optimizer(checkpoint.tensors(OPTIMIZER))
+        self.best = None if state["best"] is None else Best(**state["best"])
+        self.best_average = checkpoint.tensors(BEST) if BEST in checkpoint.groups else None
+        self.loss, self.validation_loss = state["loss"], state["validation_loss"]
+        self.validated_at = state["validated_at"]
+        self.nonfinite = state["nonfinite"]
+        self.running.load_state(state["running"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.samples_seen = checkpoint.samples_seen
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        # By the place in the optimiser, not by name: that is how torch orders its own state.
+        return {
+            f"{index}.{key}": value
+            for index, entry in self.optimizer.state_dict()["state"].items()
+            for key, value in entry.items()
+        }
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name; a shared one once."""
+    stored = module.state_dict(keep_vars=True)
+    names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
+    return {name: stored[name] for name in names if name in stored}
+
+
+def _copy(source: Mapping[str, Tensor], module: nn.Module) -> None:
+    for name, tensor in named_tensors(module).items():
+        tensor.copy_(source[name])
+
+
+def _optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+    return kind(
+        parameters,
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
