@@ -240,18 +240,15 @@ class Config:
             "process": None,
             **sampler,
         } | dict(self.sampling)
-        network = None
-        if "type" in self.network:
-            network = {
-                key: self.network.get(key, value.default) for key, value in _network_keys(self.network["type"]).items()
-            }
-            network = {"type": self.network["type"], **network}
+        network = dict(self.network)
+        if network:
+            network |= {key: network.get(key, value.default) for key, value in _network_keys(network["type"]).items()}
         training = {key: self.training.get(key, value.default) for key, value in _training_keys().items()}
         return {
             "diffusion": _plain(diffusion),
             "sampling": _plain(sampling),
             "data": dataclasses.asdict(self.data),
-            "network": _plain(network) if network is not None else dict(self.network),
+            "network": _plain(network),
             "training": _plain(training),
             "output": dataclasses.asdict(self.output),
         }
@@ -350,24 +347,33 @@ class Config:
             made = transform.Chain([made, transform.Scale(1 / check_positive("diffusion.sigma_data", sigma_data))])
         return made
 
+    def resolved(self, train: DataSet) -> Config:
+        """The same config with what the data decide filled in: the network's type, sigma_data where it is estimated."""
+        network = self.network or {"type": "unet" if len(train.shape) == 3 else "mlp"}
+        diffusion = dict(self.diffusion)
+        if self.formulation().needs_sigma_data:
+            diffusion["sigma_data"] = data.moments(train, self.transform(train)).total_std
+        return dataclasses.replace(self, network=network, diffusion=diffusion)
+
     def model(self, train: DataSet) -> Model:
         """A fresh model for the data, its weights a function of training.seed."""
-        made = self.transform(train)
-        form = self.formulation()
-        if form.needs_sigma_data:
-            form = form.with_sigma_data(data.moments(train, made).total_std)
+        config = self.resolved(train)
+        arguments = dict(config.network)
+        kind = networks.registry()[arguments.pop("type")]
+        decided = {"in_channels": train.shape[0], "features": train.shape[0], "label_dim": train.num_classes}
+        arguments |= {key: value for key, value in decided.items() if key in _names(kind)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options().seed)
-            network = self._make_network(train.shape, train.num_classes)
+            network = kind(**arguments)
             uncertainty = networks.Uncertainty() if self.training.get("uncertainty") else None
-        return Model(network, form, made, shape=train.shape, uncertainty=uncertainty, class_names=train.class_names)
-
-    def _make_network(self, shape: Sequence[int], label_dim: int) -> torch.nn.Module:
-        arguments = dict(self.network)
-        name = arguments.pop("type", None) or ("unet" if len(shape) == 3 else "mlp")
-        kind = networks.registry()[name]
-        decided = {"in_channels": shape[0], "features": shape[0], "label_dim": label_dim}
-        return kind(**arguments, **{key: value for key, value in decided.items() if key in _names(kind)})
+        return Model(
+            network,
+            config.formulation(),
+            self.transform(train),
+            shape=train.shape,
+            uncertainty=uncertainty,
+            class_names=train.class_names,
+        )
 
 
 def _sections(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

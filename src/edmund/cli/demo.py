@@ -16,12 +16,25 @@ from edmund.model import load
 from edmund.plots import read_curve
 from edmund.training.diagnosis import suggest_sigma_max
 
+NETWORK = {"type": "unet", "channels": 32, "channel_mult": [1, 2], "attention_levels": [1], "dropout": 0.1}
+"""0.34 M parameters; without the dropout it begins to copy the 1437 training digits."""
+TRAINING = {
+    "samples": 256_000,
+    "batch_size": 128,
+    "lr": 2e-3,
+    "betas": [0.9, 0.99],
+    "lr_ramp": 25_600,
+    "lr_schedule": "cosine",
+    "ema_halflife": 10_000,
+}
+"""2000 steps: under two minutes on two cores."""
+
 
 def run(kind: str, out: Path | None, seed: int) -> None:
     """The command."""
     start = time.monotonic()
     config = demo_config(kind, seed)
-    directory = out if out is not None else Path("demo") / config.type.lower()
+    directory = out if out is not None else Path(config.output.directory or ".")
     fit(config, directory)
     train, held_out = config.datasets()
     report = evaluate(load(directory), train, held_out, directory)
@@ -37,7 +50,12 @@ def run(kind: str, out: Path | None, seed: int) -> None:
 
 def demo_config(kind: str, seed: int) -> Config:
     """The config of the demo: the digits, a small UNet, and of the formulation only what its kind needs."""
-    document: dict[str, Any] = {"diffusion": {"type": kind}, "training": {"seed": seed}}
+    document: dict[str, Any] = {
+        "diffusion": {"type": kind},
+        "network": dict(NETWORK),
+        "training": {**TRAINING, "seed": seed},
+        "output": {"directory": f"demo/{kind.lower()}"},
+    }
     config = Config.of(document)
     if config.type == "VE":
         # VE's usual 100 is made for photographs of 3072 numbers. Its own diagnosis says how far these data reach.

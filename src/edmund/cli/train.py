@@ -22,8 +22,8 @@ def run(path: Path, overrides: list[str], *, dry_run: bool, resume: bool) -> Non
     """The command."""
     config = Config.load(path, overrides)
     if dry_run:
-        console.print(dump(config.document()), end="", markup=False, soft_wrap=True)
         train, held_out = config.datasets()
+        console.print(dump(config.resolved(train).document()), end="", markup=False, soft_wrap=True)
         for line in describe(config.model(train), train, held_out):
             console.print(f"# {line}", markup=False, soft_wrap=True)
         return
@@ -45,7 +45,7 @@ def fit(config: Config, directory: Path) -> TrainingResult:
     model = config.model(train)
     for line in describe(model, train, held_out):
         console.print(line, markup=False, soft_wrap=True)
-    _keep_config(config, make_folder(directory))
+    _keep_config(config.resolved(train), make_folder(directory))
     limits = value_range(train)
 
     def preview(current: Model, samples_seen: int, folder: Path) -> None:
