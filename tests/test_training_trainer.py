@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -17,10 +18,12 @@ from edmund import formulation, noise
 from edmund.errors import InputError
 from edmund.model import Model, load
 from edmund.networks import MLP
-from edmund.training import Trainer, TrainingDiverged, TrainingOptions
+from edmund.training import Trainer, TrainingDiverged, TrainingOptions, TrainingResult
 from edmund.training.metrics_log import read_metrics
 from edmund.training.objective import drop, levels, normals
 from edmund.training.order import DataOrder, Part
+from edmund.training.processes import Processes
+from edmund.training.trainer import _Run
 from edmund.training.validation import Validation
 from edmund.transform import Identity, Standardise
 
@@ -382,6 +385,29 @@ def test_steps_with_bad_gradients_are_survived_and_counted(tmp_path: Path) -> No
     assert sum(record.get("nonfinite", 0) for record in read_metrics(tmp_path)) == 5
     assert all(torch.isfinite(value).all() for value in weights(made).values())
     assert all(math.isfinite(record["loss"]) for record in read_metrics(tmp_path) if record.get("loss") is not None)
+
+
+def half(directory: Path, samples: int, made: Model) -> tuple[Model, TrainingResult]:
+    """fp16 on the CPU, past the door: the scaler works there too, though slowly."""
+    trainer = Trainer(made, Toy(), directory, options=options(precision="fp16", samples=samples), progress=False)
+    return made, _Run(trainer, Processes(trainer.options, None)).run()
+
+
+def test_steps_that_half_precision_overflows_are_skipped_and_counted(tmp_path: Path) -> None:
+    made = exploding(5, 9)
+    _, result = half(tmp_path / "whole", 640, made)
+    records = [record for record in read_metrics(tmp_path / "whole") if "loss" in record]
+    assert sum(record["skipped"] for record in records) == result.nonfinite == 5
+    assert not any("nonfinite" in record for record in records)
+    state = json.loads((tmp_path / "whole/checkpoints/00000640/state.json").read_text())["state"]
+    assert state["scaler"]["scale"] == 65536 / 2**5
+
+
+def test_half_precision_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, _ = half(tmp_path / "whole", 640, model())
+    half(tmp_path / "parts", 256, model())
+    resumed, _ = half(tmp_path / "parts", 640, model(seed=1))
+    assert_same_weights(resumed, whole)
 
 
 def test_a_run_that_keeps_diverging_stops_with_its_last_good_checkpoint(tmp_path: Path) -> None:

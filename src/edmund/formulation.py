@@ -5,7 +5,8 @@ can be changed alone:
 
 The functions of this module are the columns: VP, VE, IDDPM, EDM, and beside them Flow (rectified flow) and Cosine
 (v-prediction). VP, VE, IDDPM, Flow and Cosine are written for data of unit scale; EDM's preconditioning is told the
-data's standard deviation sigma_data.
+data's standard deviation sigma_data. The cells are Table 1's but for the default sampler of VP, VE and iDDPM, which
+came with Euler's method and hundreds of steps: Heun's takes 36 on their own grids.
 """
 
 from __future__ import annotations
@@ -194,8 +195,8 @@ def VP(
             epsilon_t if epsilon_t is not None else epsilon_s if fitted else 1e-5, own.beta_d, own.beta_min
         ),
         loss_weight=loss.Noise(),
-        sampler=samplers.Euler(),
-        num_steps=256,
+        sampler=samplers.Heun(),
+        num_steps=36,
         sigma_min=low,
         sigma_max=high,
     )
@@ -212,8 +213,8 @@ def VE(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Formulation:
         preconditioning=preconditioning.VE(),
         noise_density=noise_density.LogUniform(sigma_min, sigma_max),
         loss_weight=loss.Noise(),
-        sampler=samplers.Euler(),
-        num_steps=256,
+        sampler=samplers.Heun(),
+        num_steps=36,
         sigma_min=sigma_min,
         sigma_max=sigma_max,
     )
@@ -239,8 +240,8 @@ def IDDPM(
         preconditioning=preconditioning.IDDPM(M, C_1, C_2),
         noise_density=noise_density.IDDPM(M, C_1, C_2),
         loss_weight=loss.Noise(),
-        sampler=samplers.Euler(),
-        num_steps=256,
+        sampler=samplers.Heun(),
+        num_steps=36,
         sigma_min=levels[-2].item() if sigma_min is None else sigma_min,
         sigma_max=levels[8 * M // 1000].item() if sigma_max is None else sigma_max,
     )

@@ -94,9 +94,9 @@ class PowerFunction:
 
 
 @torch.no_grad()
-def update(average: list[Tensor], parameters: Sequence[Tensor], beta: float) -> None:
+def update(average: Sequence[Tensor], parameters: Sequence[Tensor], beta: float) -> None:
     """average <- beta * average + (1 - beta) * parameters, in place, in the averages' dtype (float32 for parameters in
     half precision).
     """
     target = [p if p.dtype == a.dtype else p.to(a.dtype) for a, p in zip(average, parameters, strict=True)]
-    torch._foreach_lerp_(average, target, 1 - beta)
+    torch._foreach_lerp_(list(average), target, 1 - beta)

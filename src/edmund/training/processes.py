@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edmund.errors import InputError
 from edmund.training.options import TrainingOptions
 
-_UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TPU")
+_UNSUPPORTED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA")
 
 
 class Processes:

@@ -32,8 +32,9 @@ class State:
         self.model = model.to(device)
         self.average = copy.deepcopy(model)
         self.average.denoiser.requires_grad_(False).eval()
-        if self.dtype != torch.float32:
-            self.average.denoiser.to(self.dtype)
+        self.dtype = _computing_dtype(model.denoiser)
+        """What the data and the average are computed in: the network's dtype, float32 at least."""
+        self.average.denoiser.to(self.dtype)
         self.options = options
         # Kept as lists: to walk through a large network takes as long as to average it.
         self._averages = list(self.average.denoiser.parameters())
@@ -49,12 +50,6 @@ class State:
         self.best: Best | None = None
         self.best_average: dict[str, Tensor] | None = None
         self.validated_at: int | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the data and the average are computed in: the network's dtype, float32 at least."""
-        found = next((p.dtype for p in self.model.denoiser.parameters()), torch.float32)
-        return torch.promote_types(found, torch.float32)
 
     def update_average(self) -> None:
         """Moves the average after a step that ended at `samples_seen`."""
@@ -157,6 +152,11 @@ class State:
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def _computing_dtype(module: nn.Module) -> torch.dtype:
+    found = next((p.dtype for p in module.parameters()), torch.float32)
+    return torch.promote_types(found, torch.float32)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
