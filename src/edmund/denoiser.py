@@ -81,7 +81,7 @@ class Preconditioned(nn.Module):
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
         self._uncertainty = uncertainty
-        self._known_conditions = _condition_names(network)
+        self._known_conditions = condition_names(network)
         levels = getattr(preconditioning, "round_sigma", None)
         if levels is not None:
             self.round_sigma: Callable[[Tensor], Tensor] = levels
@@ -117,10 +117,9 @@ class Preconditioned(nn.Module):
             for key in condition:
                 if key not in self._known_conditions:
                     raise unknown("condition", key, self._known_conditions)
-        sigma = torch.as_tensor(sigma, device=x.device)
+        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x))):
             raise InputError(f"sigma has shape {tuple(sigma.shape)}; it must be [] or [{len(x)}], one a sample")
-        sigma = sigma.to(x.dtype)
         level = sigma.reshape(-1, *(1,) * (x.ndim - 1))
         c = self.preconditioning
         c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
@@ -141,7 +140,7 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
     return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _condition_names(network: nn.Module) -> tuple[str, ...] | None:
+def condition_names(network: nn.Module) -> tuple[str, ...] | None:
     """The keywords that the network's forward takes after (x, c_noise); None when it takes any."""
     parameters = list(inspect.signature(network.forward).parameters.values())
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -166,7 +165,7 @@ class _Exact(nn.Module):
 
 def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
     """sigma [] or [B] as it broadcasts against x, in x's dtype."""
-    return torch.as_tensor(sigma, device=x.device).to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 _ROWS = 32
@@ -177,7 +176,7 @@ def _by_rows(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     last): BLAS picks its order of summation by the number of rows, and a sample must not depend on its batch.
     """
     padded = nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, -len(x) % _ROWS))
-    return torch.cat([product(block) for block in padded.split(_ROWS)])[: len(x)]
+    return torch.cat([product(block) for block in torch.split(padded, _ROWS)])[: len(x)]
 
 
 def _float64(argument: str, value: Tensor | Sequence[float]) -> Tensor:
@@ -250,7 +249,7 @@ class GaussianMixture(_Exact):
         self.register_buffer("_variances", variances.contiguous())
         self.register_buffer("_axes", axes)
 
-    def _components(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _components(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Offsets in each component's axes [B, K, D], its noisy variances [B or 1, K, D], log of weight x density [B,
         K].
         """
@@ -274,7 +273,7 @@ class GaussianMixture(_Exact):
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """log p(x; sigma), [B]: the density of the data (sigma 0) or of noisy data, in nats."""
-        return torch.logsumexp(self._components(x, torch.as_tensor(sigma))[2], dim=1)
+        return torch.logsumexp(self._components(x, sigma)[2], dim=1)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of the data, float64 [n, D]; a function of seed."""

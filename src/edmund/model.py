@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from edmund import formulation as formulations
 from edmund import networks, transform
-from edmund.denoiser import Preconditioned
+from edmund.denoiser import Preconditioned, condition_names
 from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.sample import Trajectory, sample
@@ -107,9 +107,9 @@ class Model:
         return self.transform.inverse(out).to(dtype)
 
     def _check_conditions(self, condition: Mapping[str, Tensor]) -> None:
-        known = [name for name in inspect.signature(self.network.forward).parameters if name not in ("x", "c_noise")]
+        known = condition_names(self.network)
         for key in condition:
-            if key not in known:
+            if known is not None and key not in known:
                 raise unknown("argument of sample", key, [*known, *sorted(_SAMPLE_OPTIONS)])
         labels = condition.get("labels")
         if labels is None or labels.is_floating_point() or labels.ndim != 1:
@@ -147,8 +147,8 @@ class Model:
         config["weights"] = {"file": WEIGHTS_FILE, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / WEIGHTS_FILE, weights)
-            _replace(folder / CONFIG_FILE, (json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
+            text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+            _replace({folder / WEIGHTS_FILE: weights, folder / CONFIG_FILE: text.encode()})
         except OSError as error:
             raise InputError(f"directory {str(folder)!r} cannot be written: {error.strerror or error}") from error
         return folder
@@ -223,14 +223,20 @@ def _as_batch(value: Any) -> Tensor:
     return tensor.reshape(1) if tensor.ndim == 0 else tensor
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file by renaming a finished sibling into its place."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def _replace(contents: Mapping[Path, bytes]) -> None:
+    """Writes files by renaming finished siblings into their places, once all are finished: a full disk changes none."""
+    partial = {path: path.with_name(f".{path.name}.partial") for path in contents}
+    try:
+        for path, content in contents.items():
+            with open(partial[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(partial[path], path)
+    finally:
+        for rest in partial.values():
+            rest.unlink(missing_ok=True)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -296,7 +302,7 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
                 f"{path} is of another network: {name} has shape {theirs} in the file and {ours} in the network "
                 f"(None: it has none)"
             )
-    module.load_state_dict(dict(weights))
+    module.load_state_dict(dict(weights), assign=True)  # assigned, so that weights of low precision stay so
 
 
 def _download(address: str) -> Path:

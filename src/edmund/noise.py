@@ -14,6 +14,7 @@ The integers are exact on every device; logarithm and cosine agree to a rounding
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -122,9 +123,10 @@ class Seeded:
     def __init__(self, seeds: Sequence[int] | range | Tensor) -> None:
         values = seeds.tolist() if isinstance(seeds, Tensor) else list(seeds)
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+            # Integral: NumPy's integers too.
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 0 <= int(value) < 2**63:
                 raise InputError(f"seeds holds {value!r}; a seed is an integer from 0 to 2^63 - 1")
-        self._keys = keys(0, torch.tensor(values, dtype=torch.int64))
+        self._keys = keys(0, torch.tensor([int(value) for value in values], dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -91,6 +91,11 @@ def check_image(
     return image
 
 
+def _refuse(name: str, value: Tensor | None, dim: str) -> None:
+    if value is not None:
+        raise InputError(f"{name} of shape {list(value.shape)} is given, but this network takes none ({dim} is 0)")
+
+
 class ContextPooling(nn.Module):
     """Context [B, C] or tokens [B, T, C] -> [B, channels]: a hidden layer per token, then attention over the tokens."""
 
@@ -152,32 +157,33 @@ class Conditioning(nn.Module):
     ) -> Tensor:
         """c_noise [B]; the conditions as in a network's forward, `condition_dropped` checked; dtype: the network's."""
         batch = c_noise.shape[0]
-        rows = self._label_rows(labels, batch, dtype)
-        context = self._checked_context(context, batch, dtype)
-        augment_labels = self._checked_augment_labels(augment_labels, batch, dtype)
+        rows = self._label_rows(labels, batch, dtype, c_noise.device)
+        context = self._context_rows(context, batch, dtype)
+        augment_labels = self._augment_rows(augment_labels, batch, dtype, c_noise.device)
+        if condition_dropped is None:
+            dropped = torch.zeros(batch, 1, dtype=torch.bool, device=c_noise.device)
+        else:
+            dropped = condition_dropped[:, None]
 
+        # Whatever is missing or dropped still passes through its layer, as zeros: every parameter takes part in every
+        # step, as distributed training needs.
         embedding = self.noise(self.features(c_noise).to(dtype))
         if rows is not None:
-            if condition_dropped is not None:
-                rows = torch.where(condition_dropped[:, None], torch.zeros_like(rows), rows)
-            embedding = embedding + self.labels(rows)
+            embedding = embedding + self.labels(torch.where(dropped, 0.0, rows))
         if context is not None:
             pooled = self.context(context)
-            if condition_dropped is not None:
-                pooled = torch.where(condition_dropped[:, None], self.null_context.to(pooled.dtype), pooled)
-            embedding = embedding + pooled
+            embedding = embedding + torch.where(dropped, self.null_context.to(pooled.dtype), pooled)
         if augment_labels is not None:
             embedding = embedding + self.augment(augment_labels)
         return F.silu(self.out(F.silu(embedding)))
 
-    def _label_rows(self, labels: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
-        """labels [B] int (-1: none) or [B, label_dim] -> [B, label_dim], zero for none; None when all are none."""
-        if labels is None:
-            return None
+    def _label_rows(self, labels: Tensor | None, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """labels [B] int (-1: none), [B, label_dim] or None -> [B, label_dim], zero for none; None without labels."""
         if not self.label_dim:
-            raise InputError(
-                f"labels of shape {list(labels.shape)} are given, but this network takes none (label_dim is 0)"
-            )
+            _refuse("labels", labels, "label_dim")
+            return None
+        if labels is None:
+            return torch.zeros(batch, self.label_dim, dtype=dtype, device=device)
         if labels.ndim == 1 and labels.dtype in _INTEGERS:
             # Reading values from an accelerator would wait for it; there, what is out of range acts as none, and the
             # check is that of the labels' owner (the data set, `sample`).
@@ -198,32 +204,30 @@ class Conditioning(nn.Module):
             )
         return check_condition("labels", rows, batch).to(dtype)
 
-    def _checked_context(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
+    def _context_rows(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
         if not self.context_dim:
-            if context is not None:
-                raise InputError(
-                    f"context of shape {list(context.shape)} is given, but this network takes none (context_dim is 0)"
-                )
+            _refuse("context", context, "context_dim")
             return None
         wanted = f"[{batch}, {self.context_dim}] or [{batch}, tokens, {self.context_dim}]"
         if context is None:
             raise InputError(
                 f"context is missing; this network needs {wanted} (with condition_dropped where it is to be ignored)"
             )
-        if (
-            context.ndim not in (2, 3)
-            or context.shape[-1] != self.context_dim
-            or (context.ndim == 3 and not context.shape[1])
-        ):
+        if context.ndim not in (2, 3) or context.shape[-1] != self.context_dim or 0 in context.shape[1:]:
             raise InputError(f"context has shape {list(context.shape)}; this network needs {wanted}")
         return check_condition("context", context, batch).to(dtype)
 
-    def _checked_augment_labels(self, augment_labels: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
-        if augment_labels is None:
+    def _augment_rows(
+        self, augment_labels: Tensor | None, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor | None:
+        if not self.augment_dim:
+            _refuse("augment_labels", augment_labels, "augment_dim")
             return None
-        if augment_labels.ndim != 2 or augment_labels.shape[1] != self.augment_dim or not self.augment_dim:
+        if augment_labels is None:
+            return torch.zeros(batch, self.augment_dim, dtype=dtype, device=device)
+        if augment_labels.ndim != 2 or augment_labels.shape[1] != self.augment_dim:
             raise InputError(
-                f"augment_labels have shape {list(augment_labels.shape)}; this network takes "
-                + (f"[{batch}, {self.augment_dim}]" if self.augment_dim else "none (augment_dim is 0)")
+                f"augment_labels have shape {list(augment_labels.shape)}; "
+                f"this network needs [{batch}, {self.augment_dim}]"
             )
         return check_condition("augment_labels", augment_labels, batch).to(dtype)

@@ -95,7 +95,8 @@ class UNet(nn.Module):
 
     in_channels: channels of x; channels: width of the first level (the embedding has four times as many); channel_mult:
     width of each level, as multiples of it; blocks: residual blocks a level and direction (the coarsest has twice as
-    many); attention_levels: levels with self-attention, 0 the finest; label_dim: number of classes or width of label
+    many); attention_levels: levels with self-attention, 0 the finest, None: only the coarsest (its cost grows with the
+    square of the level's pixels: give larger images more levels); label_dim: number of classes or width of label
     vectors; context_dim: width of the context; image_channels: channels of the image condition; augment_dim: width of
     the augment labels; dropout: probability inside the blocks; out_channels: channels of F, `in_channels` when None
     (more: extra outputs such as a learned variance).
@@ -106,10 +107,10 @@ class UNet(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        channels: int = 64,
+        channels: int = 32,
         channel_mult: Sequence[int] = (1, 2),
         blocks: int = 1,
-        attention_levels: Sequence[int] = (1,),
+        attention_levels: Sequence[int] | None = None,
         label_dim: int = 0,
         context_dim: int = 0,
         image_channels: int = 0,
@@ -123,12 +124,14 @@ class UNet(nn.Module):
         check_count("blocks", blocks)
         check_count("image_channels", image_channels, least=0)
         check_dropout(dropout)
-        if not channel_mult:
+        if not isinstance(channel_mult, Sequence) or not channel_mult:
             raise InputError(
                 f"channel_mult is {channel_mult!r}; it must have one integer for each level, such as [1, 2]"
             )
         for mult in channel_mult:
             check_count("channel_mult", mult)
+        if attention_levels is None:
+            attention_levels = [len(channel_mult) - 1]
         for level in attention_levels:
             if level not in range(len(channel_mult)):
                 raise InputError(

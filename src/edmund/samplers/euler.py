@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from edmund.process import Process
-from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, slopes
+from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, combined, slopes
 
 
 class _Step(NamedTuple):
@@ -42,4 +41,4 @@ class Euler(OneStepSampler):
         assert isinstance(step, _Step)
         slope, h = step
         denoised = evaluate(x, slope.s, slope.sigma)
-        return torch.mul(x, 1 + h * slope.a).add_(denoised, alpha=-h * slope.b), denoised
+        return combined(x, 1 + h * slope.a, denoised, -h * slope.b), denoised

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edmund.errors import InputError
 from edmund.process import Process
-from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, slopes
+from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, combined, slopes
 
 
 class _Step(NamedTuple):
@@ -60,13 +60,15 @@ class Heun(OneStepSampler):
         slope, h, middle = step
         denoised = evaluate(x, slope.s, slope.sigma)
         if middle is None:
-            return torch.mul(x, 1 + h * slope.a).add_(denoised, alpha=-h * slope.b), denoised
-        # x' = grow x - pull D; the new state is a combination of x, D and D', so x' itself is not needed for it.
-        grow, pull = 1 + self.alpha * h * slope.a, self.alpha * h * slope.b
-        x_middle = torch.mul(x, grow).add_(denoised, alpha=-pull)
+            return combined(x, 1 + h * slope.a, denoised, -h * slope.b), denoised
+        x_middle = combined(x, 1 + self.alpha * h * slope.a, denoised, -self.alpha * h * slope.b)
         second = evaluate(x_middle, middle.s, middle.sigma)
+        if self.alpha == 1.0:
+            # The mean of x and of an Euler step from x_middle: x + h (d + d')/2 with x_middle = x + h d.
+            ahead = combined(x_middle, 1 + h * middle.a, second, -h * middle.b)
+            return ahead.lerp_(x, 0.5), denoised
+        # With alpha h d = x_middle - x, the first slope needs no further look at D.
         w = 1 / (2 * self.alpha)
-        following = torch.mul(x, 1 + h * ((1 - w) * slope.a + w * middle.a * grow))
-        following.add_(denoised, alpha=-h * ((1 - w) * slope.b + w * middle.a * pull))
-        following.add_(second, alpha=-h * w * middle.b)
-        return following, denoised
+        share = (1 - w) / self.alpha
+        following = torch.mul(x, 1 - share).add_(x_middle, alpha=share + h * w * middle.a)
+        return following.add_(second, alpha=-h * w * middle.b), denoised
