@@ -44,10 +44,13 @@ def test_nothing_is_everything():
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_common_keys_go_with_every_type(kind):
-    config = of(diffusion={"type": kind, "sigma_data": 0.5, "sigma_min": 0.01, "sigma_max": 50.0})
+    config = of(diffusion={"type": kind, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0})
     made = config.formulation()
     assert made.name == kind
-    assert (made.sigma_min, made.sigma_max) == (0.01, 50.0)
+    if kind == "iDDPM":  # the levels that it has in the range
+        assert (made.sigma_min, made.sigma_max) == pytest.approx((0.0064254, 71.29), rel=1e-3)
+    else:
+        assert (made.sigma_min, made.sigma_max) == (0.002, 80.0)
     train, _ = config.datasets()
     model = config.model(train)
     low, high = model.transform.forward(train.__getitems__([0, 1, 2])[0]).aminmax()
@@ -56,8 +59,7 @@ def test_common_keys_go_with_every_type(kind):
         assert (low, high) == (-1, 1)
     else:  # written for data of unit scale: the data are divided by sigma_data
         assert (low, high) == (-2, 2)
-    levels = model.formulation.grid(4, made.sigma_min, made.sigma_max, getattr(model.denoiser, "round_sigma", None))
-    assert levels[0] <= 50.0 * (1 + 1e-9)
+    assert model.sample(2, num_steps=3, labels=0, progress=False).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -118,6 +120,10 @@ def build(document):
         ({"sampling": {"sampler": "euler", "alpha": 0.5}}, ["sampling.alpha", "heun"]),
         ({"sampling": {"s_min": 0.5}}, ["s_min", "s_churn"]),
         ({"sampling": {"s_churn": -1}}, ["S_churn", "-1"]),
+        ({"sampling": {"steps": True}}, ["sampling.steps", "True"]),
+        ({"diffusion": {"p_mean": float("nan")}}, ["P_mean", "nan"]),
+        ({"diffusion": {"type": "iDDPM", "m": 0}}, ["M is 0"]),
+        ({"diffusion": {"sigma_data": []}}, ["sigma_data", "one a channel"]),
         ({"data": {"path": "x.npz", "source": "digits"}}, ["data.source", "'digits'", "x.npz"]),
         ({"data": {"source": "digit"}}, ["data.source", "'digit'", "'digits'"]),
         ({"data": {"held_out": 1.0}}, ["held_out", "1.0"]),

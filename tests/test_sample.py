@@ -450,10 +450,45 @@ def test_trained_range():
             draw(oracle, (1, 2), num_steps=2, **{"sigma_min": 0.01, "sigma_max": 40.0, argument: value})
         text = str(error.value)
         assert argument in text and str(value) in text and "0.01" in text and "40" in text
-    with pytest.raises(InputError, match=r"sigma_min is 0\.002"):
-        draw(oracle, (1, 2), num_steps=2)  # the defaults are checked as well
+    # What is not asked stays inside: EDM's range is only a default for a denoiser without a formulation.
+    sigmas = draw(oracle, (1, 2), num_steps=3, return_trajectory=True).sigmas
+    assert (sigmas[0], sigmas[-2]) == (pytest.approx(40.0), pytest.approx(0.01))
     with pytest.raises(InputError, match="sigma_max is 100"):
         draw(oracle, (1, 2), grid=grid.Fixed([100.0, 1.0]))
+
+
+def test_what_is_no_part_is_refused_at_the_door():
+    oracle = mixture()
+    wrong = {
+        "sampler": samplers.Heun,
+        "grid": grid.EDM,
+        "noise": torch.zeros(2, 4, 2),
+        "callback": 3,
+        "condition": torch.zeros(4),
+        "sigma_min": "0.1",
+    }
+    for argument, value in wrong.items():
+        with pytest.raises(InputError, match=argument):
+            draw(oracle, (4, 2), **{"num_steps": 2, argument: value})
+    for recorded in (torch.zeros(1, 4, 2), torch.zeros(2, 5, 2)):
+        with pytest.raises(InputError, match="noise was recorded for"):
+            draw(oracle, (4, 2), num_steps=2, noise=noise.Recorded(recorded))
+
+
+@pytest.mark.parametrize("path", [process.VP(), process.RectifiedFlow(), process.EDM()])
+def test_churn_without_noise_is_the_limit_of_little_noise(path):
+    def final(S_noise):
+        churn = samplers.Churn(S_churn=10, S_noise=S_noise)
+        return draw(mixture(), (4, 2), sampler=samplers.Heun(churn), process=path, num_steps=6)
+
+    torch.testing.assert_close(final(0.0), final(1e-12), rtol=0, atol=1e-9)
+
+
+def test_labels_are_checked_at_the_door():
+    net = networks.MLP(features=2, channels=8, blocks=1, label_dim=3)
+    denoiser = edmund.denoiser.Preconditioned(net, edmund.preconditioning.EDM(0.5))
+    with pytest.raises(InputError, match="labels holds 3"):
+        edmund.sample(denoiser, (2, 2), num_steps=2, condition={"labels": torch.tensor([0, 3])}, progress=False)
 
 
 NAN = torch.full((4, 2), math.nan)

@@ -163,10 +163,11 @@ def _check_keys(
 
 
 def _typed(where: str, value: Any, annotation: Any) -> Any:
+    if isinstance(value, bool) and annotation not in (bool, Any):
+        raise InputError(f"{where} is {value!r}; it is not a switch")  # else pydantic would read it as 0 or 1
     try:
-        return pydantic.TypeAdapter(
-            annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
-        ).validate_python(value)
+        adapter = pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value)
     except pydantic.ValidationError as error:
         problems = dict.fromkeys(problem["msg"][:1].lower() + problem["msg"][1:] for problem in error.errors())
         raise InputError(f"{where} is {value!r}; {' or '.join(problems)}") from None
@@ -262,7 +263,7 @@ class Config:
         maker = formulation.named()[self.type]
         names = _names(maker)
         arguments = {
-            names[key]: _tupled(value) for key, value in self.diffusion.items() if key in names and value is not None
+            names[key]: value for key, value in self.diffusion.items() if key in names and value is not None
         }
         made = maker(**arguments)
         changes: dict[str, Any] = {}
@@ -360,6 +361,9 @@ class Config:
         config = self.resolved(train)
         arguments = dict(config.network)
         kind = networks.registry()[arguments.pop("type")]
+        for argument, axes, what in (("in_channels", 3, "images and fields"), ("features", 1, "vectors")):
+            if argument in _names(kind) and len(train.shape) != axes:
+                raise InputError(f"network.type is {config.network['type']!r}, for {what}; the data are {train.shape}")
         decided = {"in_channels": train.shape[0], "features": train.shape[0], "label_dim": train.num_classes}
         arguments |= {key: value for key, value in decided.items() if key in _names(kind)}
         with torch.random.fork_rng(devices=[]):
@@ -473,10 +477,6 @@ def _items(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if not isinstance(document, Mapping):
         raise InputError(f"the config is {document!r}; it must be sections of keys")
     return iter(document.items())
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(section: Mapping[str, Any]) -> dict[str, Any]:

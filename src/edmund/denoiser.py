@@ -101,6 +101,26 @@ class Preconditioned(nn.Module):
         u: Tensor = self._uncertainty(c.reshape(-1)).reshape(sigma.shape)
         return u
 
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of the network's labels: 0 where it takes none, None where it does not say."""
+        label_dim = getattr(self.network, "config", {}).get("label_dim")
+        return None if label_dim is None else int(label_dim)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises InputError for integer classes that the network has not got; reads the values."""
+        if self.num_classes is None or labels.is_floating_point() or labels.ndim != 1:
+            return
+        if self.num_classes == 0:
+            raise InputError(
+                f"labels is {labels.tolist()[:8]}, but the model is unconditional: it was trained without labels"
+            )
+        wrong = labels[(labels < -1) | (labels >= self.num_classes)]
+        if len(wrong) > 0:
+            raise InputError(
+                f"labels holds {int(wrong[0])}; the model's classes are 0 to {self.num_classes - 1} (-1: none)"
+            )
+
     def forward(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         """D(x; sigma), like x [B, *]; sigma [] or [B].
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -24,15 +25,22 @@ def unknown(argument: str, value: object, known: Iterable[str]) -> InputError:
     return InputError(f"{argument}: {value!r} is not known; {hint}known: {', '.join(names)}")
 
 
+def check_number(argument: str, value: float) -> float:
+    """`value`, if it is a finite number; else an `InputError` that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise InputError(f"{argument} is {value!r}; it must be a finite number")
+    return float(value)
+
+
 def check_positive(argument: str, value: float) -> float:
     """`value`, if it is a finite number above 0; else an `InputError` that names the argument."""
-    if not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or not value > 0:
         raise InputError(f"{argument} is {value!r}; it must be a finite number above 0")
-    return value
+    return float(value)
 
 
 def check_count(argument: str, value: int, least: int = 1) -> int:
     """`value`, if it is an integer of at least `least`; else an `InputError` that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
         raise InputError(f"{argument} is {value!r}; it must be an integer of at least {least}")
-    return value
+    return int(value)

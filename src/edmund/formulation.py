@@ -50,6 +50,12 @@ class Formulation:
     def __post_init__(self) -> None:
         check_count("num_steps", self.num_steps)
         check_range(self.sigma_min, self.sigma_max)
+        low, high = self.trained_range
+        if self.sigma_min < low * (1 - 1e-9) or self.sigma_max > high * (1 + 1e-9):
+            raise InputError(
+                f"sigma_min is {self.sigma_min!r}, sigma_max is {self.sigma_max!r}; "
+                f"the noise density trains only {low:.6g} to {high:.6g}"
+            )
 
     @property
     def needs_sigma_data(self) -> bool:
@@ -93,6 +99,16 @@ _PART_MODULES: dict[str, ModuleType] = {
 }
 
 
+_PART_BASES: dict[str, type] = {
+    "process": process.Process,
+    "grid": grid.Grid,
+    "preconditioning": preconditioning.Preconditioning,
+    "noise_density": noise_density.NoiseDensity,
+    "loss_weight": loss.Weight,
+    "sampler": samplers.Sampler,
+}
+
+
 def _part_config(field: str, value: Any) -> Any:
     if isinstance(value, float) and math.isinf(value):
         return "infinity"  # JSON has no infinite number
@@ -132,7 +148,11 @@ def from_config(config: Mapping[str, Any]) -> Formulation:
     fields = [field.name for field in dataclasses.fields(Formulation)]
     if sorted(config) != sorted(fields):
         raise InputError(f"formulation has the entries {sorted(config)}; it must have {sorted(fields)}")
-    return Formulation(**{field: _part(field, config[field]) for field in fields})
+    made = {field: _part(field, config[field]) for field in fields}
+    for field, base in _PART_BASES.items():
+        if not isinstance(made[field], base):
+            raise InputError(f"formulation.{field} is {config[field]!r}; it must be one of edmund's parts")
+    return Formulation(**made)
 
 
 def EDM(
@@ -233,6 +253,12 @@ def IDDPM(
     u_{M-1}.
     """
     levels = process.iddpm_levels(M, C_1, C_2)
+    low = levels[-2].item() if sigma_min is None else sigma_min
+    high = levels[8 * M // 1000].item() if sigma_max is None else sigma_max
+    check_range(low, high)
+    inside = levels[(levels >= low) & (levels <= high)]
+    if len(inside) < 2:
+        raise InputError(f"sigma_min is {low!r}, sigma_max is {high!r}; iDDPM has fewer than two levels between")
     return Formulation(
         name="iDDPM",
         process=process.EDM(),
@@ -242,8 +268,8 @@ def IDDPM(
         loss_weight=loss.Noise(),
         sampler=samplers.Heun(),
         num_steps=36,
-        sigma_min=levels[-2].item() if sigma_min is None else sigma_min,
-        sigma_max=levels[8 * M // 1000].item() if sigma_max is None else sigma_max,
+        sigma_min=inside[-1].item(),
+        sigma_max=inside[0].item(),
     )
 
 

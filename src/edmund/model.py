@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from edmund import formulation as formulations
 from edmund import networks, transform
 from edmund.denoiser import Preconditioned, condition_names
+from edmund.devices import known_device
 from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.sample import Trajectory, sample
@@ -63,7 +64,12 @@ class Model:
         self.network = network
         self.formulation = formulation
         self.transform = transform if transform is not None else Identity()
-        self.shape = tuple(check_count("shape", int(size)) for size in shape)
+        self.shape = _check_shape(shape)
+        sigma_data = getattr(formulation.preconditioning, "sigma_data", None)
+        if isinstance(sigma_data, tuple) and len(sigma_data) != self.shape[0]:
+            raise InputError(
+                f"sigma_data has {len(sigma_data)} numbers; samples of shape {self.shape} have {self.shape[0]} channels"
+            )
         self.uncertainty = uncertainty
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         low, high = formulation.trained_range
@@ -80,11 +86,11 @@ class Model:
     @property
     def num_classes(self) -> int:
         """The number of classes of the network's labels; 0: it takes none."""
-        return int(getattr(self.network, "config", {}).get("label_dim", 0))
+        return self.denoiser.num_classes or 0
 
     def to(self, device: torch.device | str) -> Model:
         """The same model with its weights on another device."""
-        self.denoiser.to(device)
+        self.denoiser.to(known_device(device))
         return self
 
     def sample(self, n: int, *, shape: Sequence[int] | None = None, **options: Any) -> Tensor | Trajectory:
@@ -97,9 +103,9 @@ class Model:
         return_trajectory=True a Trajectory, whose x and denoised stay in the model's units.
         """
         given = {key: options.pop(key) for key in list(options) if key in _SAMPLE_OPTIONS}
-        condition = {key: _as_batch(value) for key, value in options.items()}
+        condition = {key: _as_batch(key, value) for key, value in options.items() if value is not None}
         self._check_conditions(condition)
-        item = self.shape if shape is None else tuple(shape)
+        item = self.shape if shape is None else _check_shape(shape)
         out = sample(self.denoiser, (check_count("n", n), *item), condition=condition, **given)
         dtype = given.get("dtype", torch.float32)
         if isinstance(out, Trajectory):
@@ -111,18 +117,6 @@ class Model:
         for key in condition:
             if known is not None and key not in known:
                 raise unknown("argument of sample", key, [*known, *sorted(_SAMPLE_OPTIONS)])
-        labels = condition.get("labels")
-        if labels is None or labels.is_floating_point() or labels.ndim != 1:
-            return
-        if self.num_classes == 0:
-            raise InputError(
-                f"labels is {labels.tolist()[:8]}, but the model is unconditional: it was trained without labels"
-            )
-        wrong = labels[(labels < -1) | (labels >= self.num_classes)]
-        if len(wrong) > 0:
-            raise InputError(
-                f"labels holds {wrong[0].item()}; the model's classes are 0 to {self.num_classes - 1} (-1: none)"
-            )
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes the model's folder and returns it.
@@ -142,7 +136,7 @@ class Model:
         from safetensors.torch import save as to_bytes
 
         weights = to_bytes(
-            {name: value.detach().cpu().contiguous() for name, value in self._modules().state_dict().items()}
+            {name: value.detach().cpu().contiguous().clone() for name, value in self._modules().state_dict().items()}
         )
         config["weights"] = {"file": WEIGHTS_FILE, "bytes": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
         try:
@@ -209,7 +203,9 @@ def load(
             uncertainty=uncertainty,
             class_names=config["class_names"],
         )
-    except (KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{folder / CONFIG_FILE} is not a model that this version of edmund can read: {error}"
         ) from error
@@ -218,8 +214,17 @@ def load(
     return model.to(device)
 
 
-def _as_batch(value: Any) -> Tensor:
-    tensor = torch.as_tensor(value)
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) == 0:
+        raise InputError(f"shape is {shape!r}; it must be the shape of one sample, such as (3, 32, 32)")
+    return tuple(check_count("shape", size) for size in shape)
+
+
+def _as_batch(key: str, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{key} is {value!r}; a condition is a number or a tensor with a batch axis") from None
     return tensor.reshape(1) if tensor.ndim == 0 else tensor
 
 
@@ -247,7 +252,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT or "weights" not in config:
+    if not isinstance(config, dict) or config.get("format") != _FORMAT:
         found = config.get("format") if isinstance(config, dict) else config
         raise InputError(f"{path} is not a model of format {_FORMAT}: it says {found!r}")
     return config
@@ -258,7 +263,9 @@ def _read_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
     from safetensors.torch import load as from_bytes
 
     path = folder / WEIGHTS_FILE
-    expected = config["weights"]
+    expected = config.get("weights")
+    if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+        raise InputError(f"{folder / CONFIG_FILE} is damaged: it does not say what {WEIGHTS_FILE} is, but {expected!r}")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -158,9 +158,19 @@ class Recorded:
     """Replays recorded unit normals: array [num_steps, n, *], one draw a step (used or not by the step)."""
 
     def __init__(self, array: Tensor) -> None:
-        if array.ndim < 2:
-            raise InputError(f"array has shape {tuple(array.shape)}; recorded noise is [num_steps, n, *]")
+        if not isinstance(array, Tensor) or array.ndim < 2:
+            raise InputError(
+                f"array has shape {tuple(getattr(array, 'shape', ()))}; recorded noise is a tensor [num_steps, n, *]"
+            )
         self._array = array
+
+    def check(self, num_steps: int, shape: tuple[int, ...]) -> None:
+        """Raises InputError unless there is a draw [n, *] of the given shape for each of num_steps steps."""
+        if len(self._array) != num_steps or tuple(self._array.shape[1:]) != shape:
+            raise InputError(
+                f"noise was recorded for {len(self._array)} steps of samples {tuple(self._array.shape[1:])}; "
+                f"{num_steps} steps of {shape} are asked for"
+            )
 
     def rows(self, start: int, stop: int) -> Recorded:
         """The source of samples start .. stop - 1."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edmund import registry
-from edmund.errors import InputError, check_count, check_positive
+from edmund.errors import InputError, check_count, check_number, check_positive
 from edmund.process import VP as VPProcess
 from edmund.process import check_range, iddpm_levels
 
@@ -43,7 +43,8 @@ class NoiseDensity(ABC):
         # (0, 1): 0 itself would be a quantile at the end of the support.
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=device).clamp_min(2.0**-54)
         if stratified:
-            u = (torch.arange(n, dtype=torch.float64, device=device) + u) / n
+            # (i + u) / n next to 1 may round up to it.
+            u = ((torch.arange(n, dtype=torch.float64, device=device) + u) / n).clamp_max(1 - 2.0**-53)
         return self.quantile(u)
 
 
@@ -61,6 +62,7 @@ class LogNormal(NoiseDensity):
     P_std: float = 1.2
 
     def __post_init__(self) -> None:
+        check_number("P_mean", self.P_mean)
         check_positive("P_std", self.P_std)
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -146,6 +148,7 @@ class LogitNormal(NoiseDensity):
     std: float = 1.0
 
     def __post_init__(self) -> None:
+        check_number("mean", self.mean)
         check_positive("std", self.std)
 
     def quantile(self, u: Tensor) -> Tensor:

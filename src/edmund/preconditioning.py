@@ -9,11 +9,12 @@ are never multiplied by c_in.
 
 from __future__ import annotations
 
+import numbers
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,9 +52,14 @@ class Preconditioning(ABC):
 
 def check_sigma_data(sigma_data: float | Sequence[float]) -> SigmaData:
     """A positive number, or a tuple of them (one a channel); else InputError."""
-    if isinstance(sigma_data, int | float):
+    if isinstance(sigma_data, numbers.Real):
         return check_positive("sigma_data", float(sigma_data))
-    return tuple(check_positive("sigma_data", float(value)) for value in sigma_data)
+    values: Any = sigma_data.tolist() if hasattr(sigma_data, "tolist") else sigma_data
+    if isinstance(values, numbers.Real):  # a tensor or an array without axes
+        return check_positive("sigma_data", float(values))
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) == 0:
+        raise InputError(f"sigma_data is {values!r}; it must be a positive number, or one a channel")
+    return tuple(check_positive("sigma_data", value) for value in values)
 
 
 def sigma_data_beside(sigma_data: SigmaData | None, sigma: Tensor) -> Tensor | float:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from edmund import registry
-from edmund.errors import InputError, check_positive, unknown
+from edmund.errors import InputError, check_count, check_number, check_positive, unknown
 
 
 @dataclass(frozen=True)
@@ -351,6 +351,11 @@ def iddpm_levels(M: int = 1000, C_1: float = 0.001, C_2: float = 0.008) -> Tenso
     u_{j-1} = sqrt((u_j^2 + 1) / max(alpha_bar(j-1) / alpha_bar(j), C_1) - 1), alpha_bar(j) = sin^2(pi/2 j / (M (C_2 +
     1))).
     """
+    check_count("M", M)
+    if not 0 < check_number("C_1", C_1) < 1:
+        raise InputError(f"C_1 is {C_1!r}; it must lie between 0 and 1")
+    if check_number("C_2", C_2) < 0:
+        raise InputError(f"C_2 is {C_2!r}; it must not be negative")
     return _iddpm_levels(M, C_1, C_2).clone()
 
 

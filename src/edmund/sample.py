@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,9 @@ from edmund import process as processes
 from edmund import progress as progress_bars
 from edmund import registry, samplers
 from edmund.denoiser import Denoiser
+from edmund.devices import known_device
 from edmund.errors import InputError, check_count, check_positive, unknown
-from edmund.noise import NoiseSource, Seeded
+from edmund.noise import NoiseSource, Recorded, Seeded
 
 # Without a batch_size, a batch has about this many numbers: 8 MiB in float64, large enough to keep a device busy.
 _DEFAULT_BATCH_ELEMENTS = 1 << 20
@@ -91,11 +93,13 @@ def sample(
     )
     nodes = _resolve_grid(grid, defaults)
     sigmas = _levels(denoiser, defaults, nodes, num_steps, sigma_min, sigma_max)
-    source, starts = _sources(n, item, seeds, latents, noise)
-    conditions = _check_condition(condition, n)
+    source, starts = _sources(n, len(sigmas) - 1, item, seeds, latents, noise)
+    conditions = _check_condition(condition, n, denoiser)
     size = _check_batch_size(batch_size, n, item)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype!r}; the state is floating point, such as torch.float64")
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback is {callback!r}; it must be a function of a Step")
     where = _device(device, denoiser, latents, conditions)
     dtype = torch.float32 if where.type == "mps" else dtype
     if where.type == "cpu":
@@ -146,11 +150,12 @@ def sample(
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     sizes = tuple(shape) if hasattr(shape, "__iter__") else ()
-    if len(sizes) < 2 or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+    if len(sizes) < 2 or any(isinstance(size, bool) or not isinstance(size, Integral) or size < 1 for size in sizes):
         raise InputError(
             f"shape is {shape!r}; it must be (n, *), the number of samples and the shape of one, positive integers"
         )
-    return sizes[0], sizes[1:]
+    whole = tuple(int(size) for size in sizes)
+    return whole[0], whole[1:]
 
 
 def _resolve_sampler(sampler: str | samplers.Sampler | None, defaults: formulations.Formulation) -> samplers.Sampler:
@@ -161,7 +166,7 @@ def _resolve_sampler(sampler: str | samplers.Sampler | None, defaults: formulati
         if sampler not in makers:
             raise unknown("sampler", sampler, makers)
         return makers[sampler]()
-    if not callable(sampler):
+    if isinstance(sampler, type) or not callable(sampler):
         raise InputError(
             f"sampler is {sampler!r}; it must be a sampler or one of {', '.join(sorted(samplers.named()))}"
         )
@@ -171,7 +176,7 @@ def _resolve_sampler(sampler: str | samplers.Sampler | None, defaults: formulati
 def _resolve_grid(grid: str | grids.Grid | None, defaults: formulations.Formulation) -> grids.Grid:
     if grid is None:
         return defaults.grid
-    if callable(grid):
+    if callable(grid) and not isinstance(grid, type):
         return grid
     return registry.resolve("grid", grid, grids.named(), grids.Grid)
 
@@ -191,10 +196,13 @@ def _levels(
     else:
         steps, low, high = defaults.num_steps, defaults.sigma_min, defaults.sigma_max
     steps = steps if num_steps is None else check_count("num_steps", num_steps)
-    low = low if sigma_min is None else check_positive("sigma_min", sigma_min)
-    high = high if sigma_max is None else check_positive("sigma_max", sigma_max)
     trained_low = getattr(denoiser, "sigma_min", None) or 0.0
     trained_high = getattr(denoiser, "sigma_max", None) or math.inf
+    if getattr(denoiser, "formulation", None) is None and not isinstance(grid, grids.Fixed):
+        # EDM's range is a default for any denoiser; one that says its own is sampled within that.
+        low, high = max(low, trained_low), min(high, trained_high)
+    low = low if sigma_min is None else check_positive("sigma_min", sigma_min)
+    high = high if sigma_max is None else check_positive("sigma_max", sigma_max)
     # A rounding of the range's ends is no reason to refuse it.
     for argument, value, inside in (
         ("sigma_min", low, low >= trained_low * (1 - 1e-9)),
@@ -210,12 +218,19 @@ def _levels(
 
 def _sources(
     n: int,
+    num_steps: int,
     item: tuple[int, ...],
     seeds: Sequence[int] | range | Tensor | None,
     latents: Tensor | None,
     noise: NoiseSource | None,
 ) -> tuple[NoiseSource, Seeded | Tensor]:
     """The sampler's noise source, and what the samples start from: seeds or given latents."""
+    if noise is not None and not callable(noise):
+        raise InputError(
+            f"noise is a {type(noise).__name__}; it must be a noise source; noise.Recorded(tensor) makes one"
+        )
+    if isinstance(noise, Recorded):
+        noise.check(num_steps, (n, *item))
     given = range(n) if seeds is None else seeds
     if not hasattr(given, "__len__") or getattr(given, "ndim", 1) != 1:
         raise InputError(f"seeds is {given!r}; it must be a sequence of {n} integers, one seed a sample")
@@ -233,7 +248,11 @@ def _sources(
     return noise if noise is not None else seeded, latents
 
 
-def _check_condition(condition: Mapping[str, Tensor] | None, n: int) -> dict[str, Tensor]:
+def _check_condition(condition: Mapping[str, Tensor] | None, n: int, denoiser: Denoiser) -> dict[str, Tensor]:
+    if condition is not None and not isinstance(condition, Mapping):
+        raise InputError(
+            f"condition is a {type(condition).__name__}; it must be a mapping such as {{'labels': tensor}}"
+        )
     checked = dict(condition or {})
     for key, value in checked.items():
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) not in (1, n):
@@ -242,6 +261,10 @@ def _check_condition(condition: Mapping[str, Tensor] | None, n: int) -> dict[str
                 f"condition {key!r} is {told}; it must be a tensor with a batch axis of {n} (the number of "
                 f"samples) or 1"
             )
+    labels = checked.get("labels")
+    if labels is not None and hasattr(denoiser, "check_labels"):
+        # Here and not in the network, where looking at values would wait for the device.
+        denoiser.check_labels(labels)
     return checked
 
 
@@ -255,7 +278,7 @@ def _device(
     device: torch.device | str | None, denoiser: Denoiser, latents: Tensor | None, condition: Mapping[str, Tensor]
 ) -> torch.device:
     if device is not None:
-        return _known_device(device)
+        return known_device(device)
     if isinstance(denoiser, nn.Module):
         for tensor in (*denoiser.parameters(), *denoiser.buffers()):
             return tensor.device
@@ -263,16 +286,6 @@ def _device(
         if value is not None:
             return value.device
     return torch.device("cpu")
-
-
-def _known_device(device: torch.device | str) -> torch.device:
-    try:
-        known = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device is {device!r}, which torch does not know; cpu, cuda, cuda:1, mps are") from error
-    if known.type == "cuda" and (known.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device is {str(device)!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
-    return known
 
 
 @functools.cache

@@ -491,7 +491,8 @@ def _tensor(value: Statistic) -> Tensor:
 
 def _aligned(transform: Transform, argument: str, y: Tensor) -> Tensor:
     """The statistic in y's dtype and on its device, once it is sure to broadcast as it was meant."""
-    value = torch.tensor(getattr(transform, argument), dtype=y.dtype, device=y.device)
+    # A number stays on the CPU: it combines with a tensor on any device, and moving it there would wait for the device.
+    value = torch.tensor(getattr(transform, argument), dtype=y.dtype)
     sample = y.shape[1:]
     if value.ndim and (
         value.ndim != len(sample) or any(a not in (1, b) for a, b in zip(value.shape, sample, strict=True))
@@ -501,7 +502,7 @@ def _aligned(transform: Transform, argument: str, y: Tensor) -> Tensor:
             f"{argument} of {transform.name} has shape {list(value.shape)}, and samples have {list(sample)}; "
             f"it must be a number or have shape {per_channel}"
         )
-    return value
+    return value.to(y.device, non_blocking=True) if value.ndim else value
 
 
 def _store(transform: Transform, finite: bool = True, **statistics: StatisticLike) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 import yaml
 from rich.console import Console
 
+from edmund import samplers
 from edmund.config import Config
-from edmund.errors import InputError
+from edmund.devices import known_device
+from edmund.errors import InputError, unknown
 from edmund.model import Model, load
 
 CONFIG_FILE = "config.yaml"
+
+_MOST_NUMBERS = 10_000_000
 
 console = Console(highlight=False)
 
@@ -37,12 +42,29 @@ def pick_device(device: str | None) -> torch.device:
     """The device asked for; InputError where it is not there."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return chosen
+    return known_device(device)
+
+
+def pick_sampler(model: Model, name: str | None, churn: dict[str, float | None]) -> samplers.Sampler:
+    """The sampler asked for; what is not asked of its churn, or of the sampler itself, is as in the run."""
+    given = {key: value for key, value in churn.items() if value is not None}
+    own = model.formulation.sampler
+    makers = samplers.named()
+    if name is not None and name not in makers:
+        raise unknown("--sampler", name, makers)
+    solver = own if name is None else makers[name]()
+    before = getattr(own, "churn", None)
+    if given and before is None and "S_churn" not in given:
+        flag = next(iter(given)).lower().replace("_", "-")
+        raise InputError(f"--{flag} is given without --s-churn; without it there is no churn to shape")
+    wanted = dataclasses.replace(before, **given) if before is not None else samplers.Churn(**given) if given else None
+    if wanted is None:
+        return solver
+    if "churn" not in {field.name for field in dataclasses.fields(solver)}:  # type: ignore[arg-type]
+        if not given:
+            return solver
+        raise InputError(f"--s-churn is given, but the sampler {solver.name} has no churn")
+    return dataclasses.replace(solver, churn=wanted)  # type: ignore[type-var]
 
 
 def parse_numbers(argument: str, text: str) -> list[int]:
@@ -55,6 +77,8 @@ def parse_numbers(argument: str, text: str) -> list[int]:
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise InputError(f"{argument} is {text!r}; the range {part.strip()} runs backwards")
+        if high - low + len(numbers) > _MOST_NUMBERS:
+            raise InputError(f"{argument} is {text!r}; that is more than {_MOST_NUMBERS} numbers")
         numbers += range(low, high + 1)
     return numbers
 

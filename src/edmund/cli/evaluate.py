@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from edmund.cli._run import console, load_model, make_folder, read_config
+from edmund.cli._run import console, load_model, make_folder, pick_sampler, read_config
 from edmund.errors import InputError
 from edmund.images.report import Report
 from edmund.images.report import evaluate as report_on
@@ -21,6 +21,7 @@ def run(directory: Path, n: int, options: dict[str, Any], *, out: Path | None, d
     train, held_out = read_config(directory).datasets()
     folder = make_folder(out if out is not None else directory / "evaluation")
     given = {key: value for key, value in options.items() if value is not None}
+    given["sampler"] = pick_sampler(model, given.get("sampler"), {})
     show(report_on(model, train, held_out, folder, n=n, **given))
 
 

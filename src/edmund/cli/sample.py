@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edmund import plots, samplers
-from edmund.cli._run import CONFIG_FILE, console, load_model, make_folder, parse_numbers, read_config
-from edmund.errors import InputError, unknown
-from edmund.images.report import as_condition, class_labels, draw_trajectory, is_image, value_range
+from edmund import plots
+from edmund.cli._run import console, load_model, make_folder, parse_numbers, pick_sampler
+from edmund.errors import InputError
+from edmund.images.report import as_condition, class_labels, draw_trajectory, is_image
 from edmund.model import Model
 from edmund.sample import Trajectory
+from edmund.transform import Chain, MinMax
 
 
 def run(
@@ -35,7 +36,7 @@ def run(
     numbers = _seeds(n, seeds)
     asked = _labels(labels, len(numbers), model.num_classes)
     options = {key: value for key, value in options.items() if value is not None}
-    solver = _sampler(model, sampler, churn)
+    solver = pick_sampler(model, sampler, churn)
     folder = make_folder(out if out is not None else directory / "samples")
     drawn = model.sample(
         len(numbers), seeds=numbers, sampler=solver, return_trajectory=trajectory, **as_condition(asked), **options
@@ -48,18 +49,15 @@ def run(
         arrays["labels"] = asked.numpy()
     if path is not None:
         arrays |= {"sigmas": path.sigmas.numpy(), "x": path.x.numpy(), "denoised": path.denoised.numpy()}
-    limits = _limits(directory, samples)
-    try:
-        np.savez_compressed(folder / "samples.npz", **arrays)  # type: ignore[arg-type]
-        files = [folder / "samples.npz"]
-        if is_image(tuple(samples.shape[1:])):
-            plots.write_png(folder / "samples.png", samples, limits)
-            files.append(folder / "samples.png")
-            if path is not None:
-                few = path._replace(samples=samples[:6], x=path.x[:, :6], denoised=path.denoised[:, :6])
-                files.append(draw_trajectory(model, few, limits, folder / "trajectory.png"))
-    except OSError as error:
-        raise InputError(f"folder {str(folder)!r} cannot be written: {error.strerror or error}") from error
+    files = [folder / "samples.npz"]
+    np.savez_compressed(files[0], **arrays)  # type: ignore[arg-type]
+    if is_image(tuple(samples.shape[1:])):
+        limits = _limits(model, samples)
+        files.append(folder / "samples.png")
+        plots.write_png(files[-1], samples, limits)
+        if path is not None:
+            few = path._replace(samples=samples[:6], x=path.x[:, :6], denoised=path.denoised[:, :6])
+            files.append(draw_trajectory(model, few, limits, folder / "trajectory.png"))
     for file in files:
         console.print(str(file), markup=False, soft_wrap=True)
 
@@ -80,28 +78,15 @@ def _labels(labels: str | None, n: int, classes: int) -> Tensor | None:
         return class_labels(n, classes)
     if labels == "none":
         return torch.full((n,), -1) if classes else None
-    return torch.tensor(parse_numbers("--labels", labels)).repeat(n)[:n]
+    asked = torch.tensor(parse_numbers("--labels", labels))
+    if len(asked) > n:
+        raise InputError(f"--labels {labels!r} names {len(asked)} classes for {n} samples; ask for more samples")
+    return asked.repeat(-(-n // len(asked)))[:n]
 
 
-def _sampler(model: Model, name: str | None, churn: dict[str, float | None]) -> samplers.Sampler:
-    """The sampler asked for, with churn; the run's own settings hold for what is not asked."""
-    given = {key: value for key, value in churn.items() if value is not None}
-    makers = samplers.named()
-    if name is not None and name not in makers:
-        raise unknown("--sampler", name, makers)
-    if name is None and not given:
-        return model.formulation.sampler
-    if given and "S_churn" not in given:
-        raise InputError(
-            f"--{next(iter(given)).lower().replace('_', '-')} is given without --s-churn; without "
-            f"it there is no churn to shape"
-        )
-    maker = makers[name if name is not None else model.formulation.sampler.name]
-    return maker(churn=samplers.Churn(**given)) if given else maker()
-
-
-def _limits(directory: Path, samples: Tensor) -> tuple[float, float]:
-    """The range in which the pictures are drawn: the data's, or for a model without its data the samples' own."""
-    if (directory / CONFIG_FILE).is_file():
-        return value_range(read_config(directory).datasets()[0])
+def _limits(model: Model, samples: Tensor) -> tuple[float, float]:
+    """The range in which the pictures are drawn: that of the model's own transform, or the samples' own."""
+    first = model.transform.transforms[0] if isinstance(model.transform, Chain) else model.transform
+    if isinstance(first, MinMax) and isinstance(first.low, float) and isinstance(first.high, float):
+        return first.low, first.high
     return float(samples.min()), float(samples.max())

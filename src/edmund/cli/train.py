@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from signal import Signals
 
-import yaml
-
 from edmund import plots
 from edmund.cli._run import CONFIG_FILE, console, make_folder
 from edmund.config import Config, dump
@@ -16,6 +14,7 @@ from edmund.errors import InputError
 from edmund.images.report import as_condition, class_labels, is_image, value_range
 from edmund.model import Model, count_parameters
 from edmund.training import Trainer, TrainingResult
+from edmund.training.output import write_atomically
 
 
 def run(path: Path, overrides: list[str], *, dry_run: bool, resume: bool) -> None:
@@ -45,7 +44,7 @@ def fit(config: Config, directory: Path) -> TrainingResult:
     model = config.model(train)
     for line in describe(model, train, held_out):
         console.print(line, markup=False, soft_wrap=True)
-    _keep_config(config.resolved(train), make_folder(directory))
+    make_folder(directory)
     limits = value_range(train)
 
     def preview(current: Model, samples_seen: int, folder: Path) -> None:
@@ -56,39 +55,35 @@ def fit(config: Config, directory: Path) -> TrainingResult:
         plots.write_png(folder / "previews" / f"{samples_seen:010d}.png", pictures, limits)  # type: ignore[arg-type]
 
     shown = preview if options.preview_interval is not None else None
-    result = Trainer(model, train, directory, validation=held_out, options=options, preview=shown).run()
+    trainer = Trainer(model, train, directory, validation=held_out, options=options, preview=shown)
+    # A new run has its config beside it from the start; one that is gone on with, when its trainer has accepted it.
+    fresh = not (directory / "checkpoints").is_dir()
+    text = dump(config.resolved(train).document())
+    if fresh:
+        write_atomically(directory / CONFIG_FILE, text)
+    try:
+        result = trainer.run()
+    except InputError:
+        if fresh and not (directory / "checkpoints").is_dir():
+            (directory / CONFIG_FILE).unlink(missing_ok=True)
+        raise
+    write_atomically(directory / CONFIG_FILE, text)
     if result.interrupted is not None:  # the trainer has said so
         sys.exit(128 + Signals[result.interrupted])
     return result
 
 
 def describe(model: Model, train: DataSet, held_out: DataSet) -> list[str]:
-    """What will be trained on what, in two lines."""
+    """What will be trained on what, in three lines."""
     sigma_data = getattr(model.formulation.preconditioning, "sigma_data", None)
-    spread = "" if sigma_data is None else f", sigma_data {sigma_data:.4g}"
+    values = sigma_data if isinstance(sigma_data, tuple) else (sigma_data,)
+    spread = "" if sigma_data is None else ", sigma_data " + " ".join(f"{value:.4g}" for value in values)
     classes = f", {train.num_classes} classes" if train.num_classes else ""
+    form = model.formulation
     return [
         f"data: {len(train)} training and {len(held_out)} held-out samples of shape {tuple(train.shape)}{classes}",
         f"model: {model.formulation.name}, {type(model.network).__name__} of "
         f"{count_parameters(model.network):,} parameters{spread}",
+        f"sampling: {form.sampler}, {form.num_steps} steps on {form.grid} from {form.sigma_max:.5g} to "
+        f"{form.sigma_min:.5g}",
     ]
-
-
-def _keep_config(config: Config, directory: Path) -> None:
-    """Writes the config beside the run.
-
-    A folder that holds a run of another config keeps its own, and the trainer says what differs.
-    """
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        path.write_text(dump(config.document()))
-        return
-    before, now = Config.of(yaml.safe_load(path.read_text())).document(), config.document()
-    for section in ("diffusion", "data", "network"):
-        for key in dict.fromkeys([*now[section], *before[section]]):
-            if now[section].get(key) != before[section].get(key):
-                raise InputError(
-                    f"output.directory {str(directory)!r} holds another run: its {section}.{key} is "
-                    f"{before[section].get(key)!r}, "
-                    f"the config's is {now[section].get(key)!r}; choose another folder"
-                )

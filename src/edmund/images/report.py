@@ -49,7 +49,8 @@ def everything(dataset: DataSet, limit: int = _REAL_LIMIT) -> tuple[Tensor, Tens
     """At most `limit` samples of a data set, spread over it, and their labels."""
     count = min(len(dataset), limit)
     y, condition = dataset.__getitems__(torch.linspace(0, len(dataset) - 1, count).round().long().tolist())
-    return y, condition.get("labels")
+    labels = condition.get("labels")
+    return y, labels if labels is not None and labels.ndim == 1 else None
 
 
 def value_range(dataset: DataSet) -> tuple[float, float]:

@@ -91,10 +91,12 @@ def sample_report(
     if labels is not None and train_labels is not None and held_out_labels is not None:
         targets = {"samples": labels, "train": train_labels, "held_out": held_out_labels}
         names = {"samples": "labels", "train": "train_labels", "held_out": "held_out_labels"}
-        chosen = {name: class_labels(names[name], t, len(sets[name]))[index[name]] for name, t in targets.items()}
-        result = agreement(
-            used["samples"], chosen["samples"], used["train"], chosen["train"], used["held_out"], chosen["held_out"]
-        )
+        arguments: list[Tensor] = []
+        for name, target in targets.items():
+            told = torch.as_tensor(target)[index[name]] >= 0  # -1: a sample without a label
+            classes = class_labels(names[name], torch.as_tensor(target)[index[name]][told], int(told.sum()))
+            arguments += [used[name][told], classes]
+        result = agreement(*arguments)
         report["agreement"] = result.overall
         report["agreement_worst_class"] = result.worst
         report["agreement_per_class"] = {str(c): value for c, value in result.per_class.items()}

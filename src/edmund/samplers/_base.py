@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from edmund.denoiser import Denoiser
-from edmund.errors import InputError
+from edmund.errors import InputError, check_number
 from edmund.noise import NoiseSource
 from edmund.process import Process
 
@@ -94,10 +94,10 @@ class Churn:
 
     def __post_init__(self) -> None:
         for argument in ("S_churn", "S_min", "S_noise"):
-            value = getattr(self, argument)
-            if not math.isfinite(value) or value < 0:
+            value = check_number(argument, getattr(self, argument))
+            if value < 0:
                 raise InputError(f"{argument} is {value!r}; it must be a finite number, not negative")
-        if not self.S_max >= self.S_min:
+        if isinstance(self.S_max, str) or not self.S_max >= self.S_min:
             raise InputError(f"S_max is {self.S_max!r}, S_min is {self.S_min!r}; S_max must not be below S_min")
 
     def raised(self, sigmas: Tensor, round_sigma: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -203,6 +203,8 @@ class OneStepSampler(Sampler):
     ) -> Tensor:
         """As of any sampler. With churn the levels must fall."""
         levels = check_sigmas(sigmas)
+        if self.churn is not None and not isinstance(self.churn, Churn):
+            raise InputError(f"churn is {self.churn!r}; it must be a Churn or None")
         starts = levels[:-1]
         raised = starts
         if self.churn is not None and self.churn.S_churn > 0:
@@ -215,13 +217,15 @@ class OneStepSampler(Sampler):
         evaluate = Evaluator(denoiser, condition, x.device)
         for index, step in enumerate(plan):
             state = x
+            if rescale[index] != 1.0:
+                state = x * rescale[index]
             if added[index] > 0:
                 if noise is None:
                     raise InputError(
                         "noise is None, but churn draws noise: give a noise source such as noise.Seeded(seeds)"
                     )
                 draw = noise(x, index, starts[index].item(), raised[index].item())
-                state = torch.add(x if rescale[index] == 1.0 else x * rescale[index], draw, alpha=added[index])
+                state = torch.add(state, draw, alpha=added[index])
             following, denoised = self.advance(step, state, evaluate)
             if callback is not None:
                 callback(Step(index, times[index], starts[index].item(), x, denoised, evaluate.nfe))

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from edmund.errors import InputError
+from edmund.errors import InputError, check_number
 from edmund.process import Process
 from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, combined, slopes
 
@@ -38,7 +38,7 @@ class Heun(OneStepSampler):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
+        if not 0 < check_number("alpha", self.alpha) <= 1:
             raise InputError(f"alpha is {self.alpha!r}; it must lie in (0, 1]: 1 is Heun, 1/2 midpoint, 2/3 Ralston")
 
     def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[_Step]:

@@ -123,6 +123,7 @@ class CheckpointStore:
             sync(path)
             files[path.name] = {"size": path.stat().st_size, "sha256": _digest(path)}
         document = {"format": FORMAT, "samples_seen": samples_seen, "files": files, "state": dict(state)}
+        document["sha256"] = _digest_of(document)
         (folder / STATE).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
         sync(folder / STATE)
         sync(folder)
@@ -173,6 +174,10 @@ def _tensor_file(folder: Path, group: str) -> Path:
     return folder / f"{group}.safetensors"
 
 
+def _digest_of(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -186,6 +191,8 @@ def _read(folder: Path, samples_seen: int) -> Checkpoint:
         raise Damaged(f"{STATE} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise Damaged(f"{STATE} is not JSON") from error
+    if not isinstance(document, dict):
+        raise Damaged(f"{STATE} is not a checkpoint's")
     try:
         version, stated = document["format"], document["samples_seen"]
         files = {name: (entry["size"], entry["sha256"]) for name, entry in document["files"].items()}
@@ -196,6 +203,8 @@ def _read(folder: Path, samples_seen: int) -> Checkpoint:
         raise InputError(f"directory: {str(folder)!r} is of format {version!r}; this version of edmund reads {FORMAT}")
     if stated != samples_seen:
         raise Damaged(f"{STATE} says {stated!r} samples")
+    if document.pop("sha256", None) != _digest_of(document):
+        raise Damaged(f"{STATE} was altered: its SHA-256 is not the one in it")
     for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():

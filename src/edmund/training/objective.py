@@ -95,5 +95,6 @@ def seeded_dropout(device: torch.device, seed: int, part: Part) -> Iterator[None
         value = seed_for(seed, part.start)
         torch.default_generator.manual_seed(value)
         if device.type == "cuda":
-            torch.cuda.manual_seed(value)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
         yield

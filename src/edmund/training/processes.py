@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edmund.devices import known_device
 from edmund.errors import InputError
 from edmund.training.options import TrainingOptions
 
@@ -39,7 +40,7 @@ class Processes:
         if device is not None:
             if self.world > 1:
                 raise InputError(f"device is {str(device)!r}; with several processes each has its own, so leave it out")
-            self.device = torch.device(device)
+            self.device = known_device(device)
         if str(self.device) == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device())
 

@@ -69,8 +69,9 @@ class State:
         self.validation_loss = loss if math.isfinite(loss) else None
         if math.isfinite(loss) and (self.best is None or loss < self.best.loss):
             self.best = Best(loss, self.samples_seen)
-            if self.options.patience is not None:
-                self.best_average = {name: t.cpu().clone() for name, t in named_tensors(self.average.denoiser).items()}
+            kept = self.options.patience is not None
+            average = named_tensors(self.average.denoiser)
+            self.best_average = {name: t.cpu().clone() for name, t in average.items()} if kept else None
 
     @property
     def out_of_patience(self) -> bool:
@@ -130,6 +131,8 @@ class State:
         self._load_optimizer(checkpoint.tensors(OPTIMIZER))
         self.best = None if state["best"] is None else Best(**state["best"])
         self.best_average = checkpoint.tensors(BEST) if BEST in checkpoint.groups else None
+        if self.options.patience is not None and self.best_average is None:
+            self.best = None  # patience is new to this run: the best so far was not kept, so it starts over from here
         self.loss, self.validation_loss = state["loss"], state["validation_loss"]
         self.validated_at = state["validated_at"]
         self.nonfinite = state["nonfinite"]
