@@ -25,7 +25,7 @@ import pydantic
 import torch
 import yaml
 
-from edmund import data, formulation, grid, networks, process, registry, samplers, transform
+from edmund import data, formulation, grid, loss, networks, process, registry, samplers, transform
 from edmund.data import DataSet
 from edmund.errors import InputError, check_positive, unknown
 from edmund.formulation import Formulation
@@ -93,6 +93,7 @@ _COMMON = {
     "sigma_data": Key(float | list[float] | None),
     "sigma_min": Key(float | None),
     "sigma_max": Key(float | None),
+    "loss_weight": Key(str | None),
 }
 _CHURN = {field.name.lower(): field.name for field in dataclasses.fields(samplers.Churn)}
 TRANSFORMS = ("auto", "min_max", "standardise", "none")
@@ -262,11 +263,12 @@ class Config:
         """The formulation, with the sampler, steps and grid of `sampling`; sigma_data may still wait for the data."""
         maker = formulation.named()[self.type]
         names = _names(maker)
-        arguments = {
-            names[key]: value for key, value in self.diffusion.items() if key in names and value is not None
-        }
+        arguments = {names[key]: value for key, value in self.diffusion.items() if key in names and value is not None}
         made = maker(**arguments)
         changes: dict[str, Any] = {}
+        if self.diffusion.get("loss_weight") is not None:
+            name = self.diffusion["loss_weight"]
+            changes["loss_weight"] = registry.resolve("diffusion.loss_weight", name, loss.named(), loss.Weight)
         if self.sampling.get("steps") is not None:
             changes["num_steps"] = self.sampling["steps"]
         if self.sampling.get("grid") is not None:
@@ -405,6 +407,8 @@ def _diffusion(given: Mapping[str, Any]) -> dict[str, Any]:
     own = _chosen("diffusion.type", given.get("type", "EDM"), kinds)
     rest = {key: value for key, value in given.items() if key != "type"}
     elsewhere = {name: _diffusion_keys(name) for name in kinds}
+    if rest.get("loss_weight") is not None:
+        rest["loss_weight"] = _chosen("diffusion.loss_weight", rest["loss_weight"], loss.named())
     return {"type": own} | _check_keys("diffusion", rest, elsewhere[own], elsewhere, "type", own)
 
 
