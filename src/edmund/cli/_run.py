@@ -22,6 +22,11 @@ _MOST_NUMBERS = 10_000_000
 console = Console(highlight=False)
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Prints text as it is: no markup, no wrapping, so that paths and commands can be copied."""
+    console.print(text, markup=False, soft_wrap=True, end=end)
+
+
 def read_config(run: Path) -> Config:
     """The config that a run's folder holds."""
     path = run / CONFIG_FILE

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edmund import plots
-from edmund.cli._run import console
+from edmund.cli._run import say
 from edmund.cli.evaluate import show
 from edmund.cli.train import fit
 from edmund.config import Config
@@ -46,10 +46,10 @@ def run(kind: str, out: Path | None, seed: int) -> None:
     curve = plots.loss_curve(*read_curve(directory / "metrics.jsonl", "loss"), validation)
     report.files["loss"] = plots.save(curve, directory / "loss.png")
     show(report)
-    console.print(f"{time.monotonic() - start:.0f} s in all. Next:", markup=False)
-    console.print(f"  edmund sample {directory} --labels 7 --seeds 0-63 --trajectory", markup=False)
-    console.print(f"  edmund diagnose {directory}", markup=False)
-    console.print("  edmund demo --type Flow", markup=False)
+    say(f"{time.monotonic() - start:.0f} s in all. Next:")
+    say(f"  edmund sample {directory} --labels 7 --seeds 0-63 --trajectory")
+    say(f"  edmund diagnose {directory}")
+    say("  edmund demo --type Flow")
 
 
 def demo_config(kind: str, seed: int) -> Config:

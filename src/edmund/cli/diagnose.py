@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from edmund import plots
-from edmund.cli._run import console, load_model, make_folder, read_config
+from edmund.cli._run import console, load_model, make_folder, read_config, say
 from edmund.config import Config
 from edmund.errors import InputError
 from edmund.model import Model
@@ -44,15 +44,13 @@ def run(target: Path, overrides: list[str], out: Path | None) -> None:
     picture = plots.save(figure, folder / "loss_against_sigma.png")
     numbers = folder / "diagnosis.json"
     numbers.write_text(json.dumps(_plain(found), indent=2) + "\n")
-    console.print(f"{picture}\n{numbers}", markup=False, soft_wrap=True)
+    say(f"{picture}\n{numbers}")
 
 
 def _table(found: Diagnosis, model: Model) -> None:
     formulation = model.formulation
-    console.print(
-        f"data, in the model's units: mean {found.mean:.4g}, standard deviation {found.sigma_data:.4g}", markup=False
-    )
-    console.print(f"largest distance between two samples: {found.largest_distance:.4g}", markup=False)
+    say(f"data, in the model's units: mean {found.mean:.4g}, standard deviation {found.sigma_data:.4g}")
+    say(f"largest distance between two samples: {found.largest_distance:.4g}")
     table = Table(box=None, pad_edge=False)
     headings = ["sigma", "best linear", "at initialisation"] + (["now"] if found.current is not None else [])
     for heading in headings:
@@ -60,17 +58,15 @@ def _table(found: Diagnosis, model: Model) -> None:
     curves = [found.linear, found.initial] + ([found.current] if found.current is not None else [])
     for index in range(0, len(found.sigmas), 2):
         table.add_row(f"{found.sigmas[index]:.3g}", *(f"{curve[index]:.4g}" for curve in curves))
-    console.print("loss against sigma (1: no better than the data's mean and variance)", markup=False)
+    say("loss against sigma (1: no better than the data's mean and variance)")
     console.print(table)
-    console.print("suggested:", markup=False)
-    console.print(f"  sigma_data {found.sigma_data:.4g}", markup=False)
+    say("suggested:")
+    say(f"  sigma_data {found.sigma_data:.4g}")
     density = f"p_mean {found.P_mean:.2f}, p_std {found.P_std:.2f}"
     source = "where the network" if found.from_network else "where the best linear denoiser"
-    console.print(f"  {density}: {source} sees more than the mean", markup=False)
-    console.print(f"  (training has {_density(formulation.noise_density)})", markup=False)
-    console.print(
-        f"  sigma_max {found.sigma_max:.3g} for VE (so far the noise must reach, and more costs steps)", markup=False
-    )
+    say(f"  {density}: {source} sees more than the mean")
+    say(f"  (training has {_density(formulation.noise_density)})")
+    say(f"  sigma_max {found.sigma_max:.3g} for VE (so far the noise must reach, and more costs steps)")
 
 
 def _density(density: NoiseDensity) -> str:

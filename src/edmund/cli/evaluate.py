@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from edmund.cli._run import console, load_model, make_folder, pick_sampler, read_config
+from edmund.cli._run import console, load_model, make_folder, pick_sampler, read_config, say
 from edmund.errors import InputError
 from edmund.images.report import Report
 from edmund.images.report import evaluate as report_on
@@ -44,4 +44,4 @@ def show(report: Report) -> None:
             table.add_row(text, format(metrics[key], form), "" if real is None else format(metrics[real], form))
     console.print(table)
     for file in report.files.values():
-        console.print(str(file), markup=False, soft_wrap=True)
+        say(str(file))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edmund import formulation, plots
-from edmund.cli._run import console, make_folder
+from edmund.cli._run import console, make_folder, say
 
 
 def run(picture: Path) -> None:
@@ -20,7 +20,7 @@ def run(picture: Path) -> None:
     for column in columns:
         console.print(_table(column))
     make_folder(picture.parent)
-    console.print(str(plots.save(plots.formulations(columns), picture)), markup=False, soft_wrap=True)
+    say(str(plots.save(plots.formulations(columns), picture)))
 
 
 def _table(column: formulation.Formulation) -> Table:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edmund import plots
-from edmund.cli._run import console, load_model, make_folder, parse_numbers, pick_sampler
+from edmund.cli._run import load_model, make_folder, parse_numbers, pick_sampler, say
 from edmund.errors import InputError
 from edmund.images.report import as_condition, class_labels, draw_trajectory, is_image
 from edmund.model import Model
@@ -59,7 +59,7 @@ def run(
             few = path._replace(samples=samples[:6], x=path.x[:, :6], denoised=path.denoised[:, :6])
             files.append(draw_trajectory(model, few, limits, folder / "trajectory.png"))
     for file in files:
-        console.print(str(file), markup=False, soft_wrap=True)
+        say(str(file))
 
 
 def _seeds(n: int | None, seeds: str | None) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from signal import Signals
 
 from edmund import plots
-from edmund.cli._run import CONFIG_FILE, console, make_folder
+from edmund.cli._run import CONFIG_FILE, make_folder, say
 from edmund.config import Config, dump
 from edmund.data import DataSet
 from edmund.errors import InputError
@@ -22,17 +22,15 @@ def run(path: Path, overrides: list[str], *, dry_run: bool, resume: bool) -> Non
     config = Config.load(path, overrides)
     if dry_run:
         train, held_out = config.datasets()
-        console.print(dump(config.resolved(train).document()), end="", markup=False, soft_wrap=True)
+        say(dump(config.resolved(train).document()), end="")
         for line in describe(config.model(train), train, held_out):
-            console.print(f"# {line}", markup=False, soft_wrap=True)
+            say(f"# {line}")
         return
     directory = Path(config.output.directory or "runs/edmund")
     if resume and not (directory / CONFIG_FILE).is_file():
         raise InputError(f"--resume: {str(directory)!r} holds no run to go on with")
     fit(config, directory)
-    console.print(
-        f"next: edmund sample {directory}   edmund evaluate {directory}   edmund diagnose {directory}", markup=False
-    )
+    say(f"next: edmund sample {directory}   edmund evaluate {directory}   edmund diagnose {directory}")
 
 
 def fit(config: Config, directory: Path) -> TrainingResult:
@@ -43,7 +41,7 @@ def fit(config: Config, directory: Path) -> TrainingResult:
     train, held_out = config.datasets()
     model = config.model(train)
     for line in describe(model, train, held_out):
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
     make_folder(directory)
     limits = value_range(train)
 
