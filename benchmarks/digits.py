@@ -46,6 +46,7 @@ def one(kind: str, seed: int) -> dict:
     settings = {"steps": model.formulation.num_steps, "sampler": model.formulation.sampler.name}
     settings |= {"sigma_min": model.formulation.sigma_min, "sigma_max": model.formulation.sigma_max}
     seconds = {"training_seconds": result.seconds, "evaluation_seconds": judged}
+    metrics["report_seed"] = metrics.pop("seed")
     return {"type": kind, "seed": seed, **settings, **seconds, "parameters": count_parameters(model.network), **metrics}
 
 
