@@ -135,6 +135,25 @@ def test_evaluate_and_diagnose(folder):
     assert (folder / "tiny/diagnosis/loss_against_sigma.png").is_file()
 
 
+def test_vectors_get_pictures_too(folder):
+    y = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    np.savez(folder / "vectors.npz", x=y, labels=np.arange(200) % 2)
+    (folder / "vectors.yaml").write_text(
+        "data: {path: vectors.npz}\nnetwork: {channels: 8, blocks: 1}\noutput: {directory: vectors}\n"
+        "training: {samples: 640, batch_size: 64, lr_ramp: 0}\n"
+    )
+    assert "2 classes" in run("train", "vectors.yaml", "--set", "network.type=mlp", cwd=folder).stdout
+    run("sample", "vectors", "-n", 20, "--steps", 3, cwd=folder)
+    run("evaluate", "vectors", "-n", 40, "--steps", 3, cwd=folder)
+    assert (folder / "vectors/samples/samples.png").is_file()
+    assert (folder / "vectors/evaluation/samples.png").is_file()
+
+
+def test_usage_errors_are_one_line_too(folder):
+    assert "No such option" in error_line("train", "tiny.yaml", "--nope", cwd=folder)
+    assert "'abc'" in error_line("sample", "tiny", "-n", "abc", cwd=folder)
+
+
 def test_the_module_runs_and_fails_in_one_line(folder):
     command = [sys.executable, "-m", "edmund", "sample", "nowhere"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)

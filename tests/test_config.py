@@ -129,7 +129,7 @@ def build(document):
         ({"data": {"held_out": 1.0}}, ["held_out", "1.0"]),
         ({"network": {"type": "unett"}}, ["network.type", "'unett'", "'unet'"]),
         ({"network": {"type": "mlp", "channel_mult": [1]}}, ["network.channel_mult", "unet"]),
-        ({"network": {"channels": 3}}, ["network", "channels", "type"]),
+        ({"network": {"chanels": 3}}, ["network", "chanels", "'channels'"]),
         ({"training": {"leraning_rate": 1}}, ["leraning_rate"]),
         ({"training": {"batch_size": 0}}, ["batch_size", "0"]),
         ({"output": "runs"}, ["output", "'runs'"]),

@@ -252,6 +252,20 @@ def test_loss_against_sigma_draws_what_it_is_given() -> None:
     check_layout(plots.loss_against_sigma(sigma, current))
 
 
+# Vectors
+
+
+def test_pairs_draw_the_points_that_they_are_given() -> None:
+    samples = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    figure = plots.pairs(samples, samples[:200] + 1)
+    check_layout(figure)
+    real, drawn = figure.axes[3].collections  # feature 1 against feature 0
+    assert np.allclose(drawn.get_offsets(), samples[:, :2].double().numpy())
+    assert np.allclose(real.get_offsets(), samples[:200, :2].double().numpy() + 1)
+    with pytest.raises(InputError, match="real has 2 features"):
+        plots.pairs(samples, samples[:, :2])
+
+
 # Formulations
 
 
@@ -333,7 +347,7 @@ assert "matplotlib.pyplot" not in sys.modules
             r"sigmas, x, denoised have shapes \(3,\)",
         ),
         (lambda: plots.loss_curve(np.zeros(2), np.zeros(3)), r"samples and loss have shapes \(2,\) and \(3,\)"),
-        (lambda: plots.loss_against_sigma(np.array([0.0, 1.0]), np.ones(2)), "sigma and current"),
+        (lambda: plots.loss_against_sigma(np.array([0.0, 1.0]), np.ones(2)), "sigma has shape"),
         (lambda: plots.formulations([]), "rows is empty"),
     ],
 )

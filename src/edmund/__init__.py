@@ -5,6 +5,9 @@ model = edmund.load("runs/digits")                   a trained model
 x = model.sample(64, labels=torch.arange(64) % 10)   samples in the data's own units
 """
 
+import importlib
+from types import ModuleType
+
 from edmund import (
     denoiser,
     errors,
@@ -43,3 +46,13 @@ __all__ = [
     "sample",
     "samplers",
 ]
+
+
+# Imported when they are asked for, so that `import edmund` stays quick and needs none of what they need.
+_LATER = ("config", "data", "metrics", "networks", "plots", "training", "transform")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return importlib.import_module(f"edmund.{name}")
+    raise AttributeError(f"module 'edmund' has no attribute {name!r}")

@@ -51,7 +51,7 @@ class DataSection:
     """Where the data come from.
 
     source: "digits" (scikit-learn's 1797 digits) or "file". path: of the file: an .npz or .npy, a folder of images or a
-    zip of them. array, labels_array: the names of the arrays in an .npz. size: images are cropped and resized to it.
+    zip of them. key, labels_key: the names of the arrays in an .npz. size: images are cropped and resized to it.
     labels: whether labels in the data condition the model. held_out: the fraction kept from training, unless the file
     has a test set of its own. split_seed: of that split. transform: auto (min_max for images,
     standardise otherwise), min_max, standardise or none.
@@ -59,8 +59,8 @@ class DataSection:
 
     source: str = "digits"
     path: str | None = None
-    array: str | None = None
-    labels_array: str | None = None
+    key: str | None = None
+    labels_key: str | None = None
     size: int | None = None
     labels: bool = True
     held_out: float = 0.2
@@ -316,7 +316,7 @@ class Config:
         if section.source == "digits":
             return data.split(data.digits(), section.held_out, section.split_seed)
         assert section.path is not None
-        loaded = data.load(section.path, key=section.array, labels_key=section.labels_array, size=section.size)
+        loaded = data.load(section.path, key=section.key, labels_key=section.labels_key, size=section.size)
         if loaded.held_out is not None:
             return loaded.train, loaded.held_out
         return data.split(loaded.train, section.held_out, section.split_seed)
@@ -447,13 +447,11 @@ def _data(given: Mapping[str, Any]) -> DataSection:
 def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     kinds = networks.registry()
     rest = {key: value for key, value in given.items() if key != "type"}
+    if given.get("type") is None and not rest:
+        return {}  # by the data
     if given.get("type") is None:
-        if rest:
-            raise InputError(
-                f"network has {', '.join(rest)} but no type; say which network they belong to: "
-                f"{', '.join(sorted(kinds))}"
-            )
-        return {}
+        fits = [name for name in kinds if all(key in _network_keys(name) for key in rest)]
+        given = {"type": "unet" if "unet" in fits or not fits else fits[0]}
     own = _chosen("network.type", given["type"], kinds)
     elsewhere = {name: _network_keys(name) for name in kinds}
     return {"type": own} | _check_keys("network", rest, elsewhere[own], elsewhere, "type", own)

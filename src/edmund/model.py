@@ -56,6 +56,8 @@ class Model:
         uncertainty: networks.Uncertainty | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(formulation, Formulation):
+            raise InputError(f"formulation is {formulation!r}; it must be a Formulation, such as formulation.Flow()")
         if formulation.needs_sigma_data:
             raise InputError(
                 "sigma_data is None: a model's formulation must know the data's standard deviation; use "

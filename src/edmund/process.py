@@ -158,6 +158,12 @@ def _bisect(function: Callable[[Tensor], Tensor], target: Tensor, upper: float |
     return torch.where(goal == 0, torch.zeros_like(goal), (low + high) / 2).to(target.dtype)
 
 
+def _check_betas(beta_d: float, beta_min: float) -> None:
+    """Raises InputError unless B(t) = beta_d t^2 / 2 + beta_min t rises up to t = 1 and is positive there."""
+    if check_number("beta_d", beta_d) + check_number("beta_min", beta_min) <= 0 or beta_d / 2 + beta_min <= 0:
+        raise InputError(f"beta_d is {beta_d!r}, beta_min is {beta_min!r}; the noise must rise up to t = 1")
+
+
 class _Scheduled(Process):
     """A schedule in closed form with a scaling that is a function of sigma; the ready processes derive from it."""
 
@@ -195,6 +201,10 @@ class VP(_Scheduled):
     beta_d: float = 19.9
     beta_min: float = 0.1
     scaling: str = "vp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_betas(self.beta_d, self.beta_min)
 
     @staticmethod
     def for_range(sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3, scaling: str = "vp") -> VP:
@@ -240,6 +250,10 @@ class SubVP(_Scheduled):
     beta_d: float = 19.9
     beta_min: float = 0.1
     scaling: str = "subvp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_betas(self.beta_d, self.beta_min)
 
     def sigma(self, t: Tensor) -> Tensor:
         return 2 * torch.sinh((self.beta_d * t**2 / 2 + self.beta_min * t) / 2)

@@ -83,6 +83,8 @@ def sample(
 
     Raises InputError for every argument that cannot be used, before the denoiser is called.
     """
+    if not callable(denoiser):
+        raise InputError(f"denoiser is {denoiser!r}; it must be a callable (x, sigma, **condition) -> E[y | x]")
     defaults = getattr(denoiser, "formulation", None) or formulations.EDM()
     n, item = _check_shape(shape)
     solver = _resolve_sampler(sampler, defaults)

@@ -12,10 +12,12 @@ from edmund.errors import InputError
 
 def main() -> None:
     """The entry point of `edmund`."""
+    import typer
+
     from edmund.cli._app import app
 
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -26,6 +28,15 @@ def main() -> None:
         # A folder that cannot be written, a full disk.
         print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # The usage errors of click, which Typer has a copy of within itself: known by how they tell what is wrong.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            print(f"error: {error.format_message()}", file=sys.stderr)
+        sys.exit(2)

@@ -31,7 +31,10 @@ def read_config(run: Path) -> Config:
     """The config that a run's folder holds."""
     path = run / CONFIG_FILE
     if not path.is_file():
-        raise InputError(f"run {str(run)!r} has no {CONFIG_FILE}: it is not the folder of a run")
+        raise InputError(
+            f"run {str(run)!r} has no {CONFIG_FILE}, which says what data to compare with: it is not a run of "
+            f"`edmund train`"
+        )
     try:
         return Config.of(yaml.safe_load(path.read_text()))
     except yaml.YAMLError as error:

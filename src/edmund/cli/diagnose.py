@@ -37,9 +37,10 @@ def run(target: Path, overrides: list[str], out: Path | None) -> None:
     _table(found, model)
     figure = plots.loss_against_sigma(
         found.sigmas.numpy(),
-        (found.linear if found.current is None else found.current).numpy(),
+        None if found.current is None else found.current.numpy(),
         found.initial.numpy(),
         {"training": model.formulation.noise_density, "suggested": LogNormal(found.P_mean, found.P_std)},
+        linear=found.linear.numpy(),
     )
     picture = plots.save(figure, folder / "loss_against_sigma.png")
     numbers = folder / "diagnosis.json"

@@ -32,7 +32,7 @@ def show(report: Report) -> None:
     for heading in ("measure", "samples", "real data"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     rows = (
-        ("Frechet distance to the real data (real: of two halves)", "frechet", "frechet_real", ".2f"),
+        ("Frechet distance to the real data (real: of two halves)", "frechet", "frechet_real", ".4g"),
         ("distance to the nearest training sample, over held-out data's", "nearest_ratio", "nearest_ratio_real", ".3f"),
         ("near-copies of training samples", "near_copies", "near_copies_real", ".2%"),
         ("told from held-out data by a classifier (.5: not at all)", "two_sample", "two_sample_real", ".3f"),

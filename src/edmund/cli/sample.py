@@ -34,7 +34,7 @@ def run(
     """The command."""
     model = load_model(directory, device)
     numbers = _seeds(n, seeds)
-    asked = _labels(labels, len(numbers), model.num_classes)
+    asked = _labels(labels, len(numbers), model)
     options = {key: value for key, value in options.items() if value is not None}
     solver = pick_sampler(model, sampler, churn)
     folder = make_folder(out if out is not None else directory / "samples")
@@ -54,10 +54,14 @@ def run(
     if is_image(tuple(samples.shape[1:])):
         limits = _limits(model, samples)
         files.append(folder / "samples.png")
-        plots.write_png(files[-1], samples, limits)
+        # Classes that are asked for in turn stand in columns.
+        in_turn = 0 if asked is None else len(set(asked.tolist()))
+        plots.write_png(files[-1], samples, limits, columns=in_turn if 1 < in_turn <= 20 else None)
         if path is not None:
             few = path._replace(samples=samples[:6], x=path.x[:, :6], denoised=path.denoised[:, :6])
             files.append(draw_trajectory(model, few, limits, folder / "trajectory.png"))
+    elif samples.ndim == 2:
+        files.append(plots.save(plots.pairs(samples), folder / "samples.png"))
     for file in files:
         say(str(file))
 
@@ -73,12 +77,18 @@ def _seeds(n: int | None, seeds: str | None) -> list[int]:
     return numbers
 
 
-def _labels(labels: str | None, n: int, classes: int) -> Tensor | None:
+def _labels(labels: str | None, n: int, model: Model) -> Tensor | None:
+    """The class of each sample: numbers, ranges or names, repeated in turn."""
     if labels is None:
-        return class_labels(n, classes)
+        return class_labels(n, model.num_classes)
     if labels == "none":
-        return torch.full((n,), -1) if classes else None
-    asked = torch.tensor(parse_numbers("--labels", labels))
+        return torch.full((n,), -1) if model.num_classes else None
+    names = {name: number for number, name in enumerate(model.class_names or [])}
+    parts = [part.strip() for part in labels.split(",")]
+    if all(part in names for part in parts):
+        asked = torch.tensor([names[part] for part in parts])
+    else:
+        asked = torch.tensor(parse_numbers("--labels", labels))
     if len(asked) > n:
         raise InputError(f"--labels {labels!r} names {len(asked)} classes for {n} samples; ask for more samples")
     return asked.repeat(-(-n // len(asked)))[:n]

@@ -117,6 +117,7 @@ _CONVENTIONS = (
     _Names("x_train", "y_train", "x_test", "y_test"),
     _Names("images", "labels"),
     _Names("data", "labels"),
+    _Names("x", "labels"),
     _Names("x", "y"),
 )
 
@@ -153,9 +154,10 @@ def _choose(path: Path, headers: dict[str, _Header], key: str | None, labels_key
     found = [names for names in _CONVENTIONS if names.y in headers]
     if not found and len(headers) == 1:
         return _Names(next(iter(headers)), labels_key)
-    if len(found) != 1:
+    if len({names.y for names in found}) != 1:
         raise InputError(f"path: which array of {str(path)!r} is the data? Name it with key; there are {there}")
-    names = _Names(found[0].y, *(name if name in headers else None for name in found[0][1:]))
+    best = next((names for names in found if names.labels in headers), found[0])
+    names = _Names(best.y, *(name if name in headers else None for name in best[1:]))
     return names if labels_key is None else _Names(names.y, labels_key)
 
 

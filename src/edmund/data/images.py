@@ -254,6 +254,8 @@ def _image(files: _Files, name: _Name, formats: list[str]) -> Iterator[Image]:
     # Pillow's decoders and zipfile raise whatever they meet in a damaged file: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
+        if type(error).__name__ == "UnidentifiedImageError":  # whose own text holds an address in memory
+            said = "its format is none that Pillow knows"
         raise InputError(f"path: {'/'.join(name.parts)} is not an image that can be read: {said}") from error
 
 

@@ -96,6 +96,10 @@ def evaluate(
     files["metrics"].write_text(json.dumps(metrics, indent=2) + "\n")
     if is_image(model.shape):
         files |= _pictures(model, train, samples, labels, directory, options)
+    elif len(model.shape) == 1:
+        files["samples"] = plots.save(
+            plots.pairs(samples, real, title="Samples over real data"), directory / "samples.png"
+        )
     return Report(metrics, samples, labels, files)
 
 

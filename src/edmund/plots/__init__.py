@@ -7,6 +7,7 @@ imported when the first figure is made.
 from edmund.plots.curves import density_of, loss_against_sigma, loss_curve, read_curve
 from edmund.plots.formulations import formulation_curves, formulations
 from edmund.plots.grid import image_grid, tile, to_bytes, write_png
+from edmund.plots.pairs import pairs
 from edmund.plots.side_by_side import chosen, side_by_side
 from edmund.plots.style import save
 from edmund.plots.trajectory import trajectory, trajectory_bytes
@@ -19,6 +20,7 @@ __all__ = [
     "image_grid",
     "loss_against_sigma",
     "loss_curve",
+    "pairs",
     "read_curve",
     "save",
     "side_by_side",

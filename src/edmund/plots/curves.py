@@ -156,32 +156,43 @@ def density_of(noise_density: Quantiles, bins: int = 60, points: int = 60_000) -
 
 def loss_against_sigma(
     sigma: np.ndarray,
-    current: np.ndarray,
+    current: np.ndarray | None = None,
     initial: np.ndarray | None = None,
     densities: Mapping[str, Quantiles] | None = None,
     *,
+    linear: np.ndarray | None = None,
     title: str = "Loss at each noise level",
 ) -> Figure:
-    """Loss [K], now and at initialisation, against the noise level [K]; below, where training puts its noise levels.
+    """Losses [K] against the noise level [K]: now, at initialisation, of the best linear denoiser, whichever are given;
+    below, where training puts its noise levels.
 
     The losses are per element and weighted as in training with weight lambda(sigma), so that one without a prediction
     is near 1 under EDM's preconditioning. `densities`: by name; the first is shaded, others (a suggested one) are
     outlined.
     """
-    sigma, current = np.asarray(sigma, dtype=np.float64), np.asarray(current, dtype=np.float64)
-    if sigma.ndim != 1 or sigma.shape != current.shape or len(sigma) < 2 or not (sigma > 0).all():
+    sigma = np.asarray(sigma, dtype=np.float64)
+    curves = [
+        (np.asarray(values, dtype=np.float64), label, colour, dash)
+        for values, label, colour, dash in (
+            (initial, "at initialisation", style.COLOURS[2], "--"),
+            (linear, "best linear denoiser", style.COLOURS[3], "-."),
+            (current, "now", style.COLOURS[0], "-"),
+        )
+        if values is not None
+    ]
+    shapes = [values.shape for values, *_ in curves]
+    if sigma.ndim != 1 or len(sigma) < 2 or not (sigma > 0).all() or set(shapes) != {sigma.shape}:
         raise InputError(
-            f"sigma and current have shapes {sigma.shape} and {current.shape}; both must be [K], K at least 2, "
-            f"sigma above 0"
+            f"sigma has shape {sigma.shape} and the losses {shapes}; all must be [K], K at least 2, sigma above 0, "
+            f"and there must be one loss"
         )
     with style.styled():
         figure = style.new_figure(6.4, 4.2)
         axes = figure.add_subplot()
         axes.set_xscale("log")
-        if initial is not None:
-            axes.plot(sigma, initial, color=style.COLOURS[2], linestyle="--", label="loss at initialisation")
-        axes.plot(sigma, current, color=style.COLOURS[0], label="loss now")
-        highest = float(max(np.max(current), 0.0 if initial is None else np.max(initial)))
+        for values, label, colour, dash in curves:
+            axes.plot(sigma, values, color=colour, linestyle=dash, label=label)
+        highest = float(max(values.max() for values, *_ in curves))
         axes.set_ylim(0, 1.35 * highest)
         axes.set_xlim(sigma.min(), sigma.max())
         axes.set_xlabel("noise level σ (units of the scaled data)")
@@ -198,6 +209,6 @@ def loss_against_sigma(
         style.describe(
             figure,
             title,
-            "Densities of ln σ are to one scale, without a unit. Train where the two losses are furthest apart.",
+            "1: no better than the data's mean and variance. Densities of ln σ are to one scale, without a unit.",
         )
     return figure

@@ -143,7 +143,13 @@ class Evaluator:
         """D(x / s; sigma), like x."""
         self.nfe += 1
         level = torch.full((), sigma, dtype=self._dtype, device=self._device)
-        return self._denoiser(x if s == 1.0 else x / s, level, **self._condition)
+        denoised = self._denoiser(x if s == 1.0 else x / s, level, **self._condition)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            found = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+            raise InputError(
+                f"the denoiser returned {found} for x of shape {tuple(x.shape)}; it must return E[y | x], like x"
+            )
+        return denoised
 
 
 class Slope(NamedTuple):
