@@ -151,7 +151,7 @@ def test_vectors_get_pictures_too(folder):
 
 def test_usage_errors_are_one_line_too(folder):
     assert "No such option" in error_line("train", "tiny.yaml", "--nope", cwd=folder)
-    assert "'abc'" in error_line("sample", "tiny", "-n", "abc", cwd=folder)
+    assert "'-n'" in error_line("sample", "tiny", "-n", "abc", cwd=folder)
 
 
 def test_the_module_runs_and_fails_in_one_line(folder):
