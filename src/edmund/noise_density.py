@@ -48,9 +48,9 @@ class NoiseDensity(ABC):
         return self.quantile(u)
 
 
-def _standard_normal_quantile(u: Tensor) -> Tensor:
-    quantile: Tensor = torch.special.ndtri(u.to(torch.float64))
-    return quantile
+def _log_normal_quantile(u: Tensor, mean: float, std: float) -> Tensor:
+    """sigma with ln sigma ~ N(mean, std^2)."""
+    return torch.exp(mean + std * torch.special.ndtri(u.to(torch.float64)))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LogNormal(NoiseDensity):
         check_positive("P_std", self.P_std)
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.exp(self.P_mean + self.P_std * _standard_normal_quantile(u))
+        return _log_normal_quantile(u, self.P_mean, self.P_std)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class LogitNormal(NoiseDensity):
         check_positive("std", self.std)
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.exp(self.mean + self.std * _standard_normal_quantile(u))
+        return _log_normal_quantile(u, self.mean, self.std)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ calls it), whose constructor keywords are the config's keys and are remembered i
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
+import sys
 
 from torch import nn
 
 from edmund.networks.mlp import MLP
 from edmund.networks.uncertainty import Uncertainty
 from edmund.networks.unet import UNet
+from edmund.registry import in_package
 
 __all__ = ["MLP", "UNet", "Uncertainty", "registry"]
 
@@ -23,11 +23,4 @@ __all__ = ["MLP", "UNet", "Uncertainty", "registry"]
 @functools.cache
 def registry() -> dict[str, type[nn.Module]]:
     """Every network class of this package by its `name`."""
-    found: dict[str, type[nn.Module]] = {}
-    for _, path, _ in pkgutil.iter_modules(__path__, prefix=f"{__name__}."):
-        for value in vars(importlib.import_module(path)).values():
-            if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == path:
-                name = getattr(value, "name", None)
-                if isinstance(name, str):
-                    found[name] = value
-    return found
+    return in_package(sys.modules[__name__], nn.Module)
