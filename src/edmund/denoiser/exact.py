@@ -1,171 +1,18 @@
-r"""Denoisers: D(x; sigma) = E[y | x] for x = y + sigma n. A diffusion model is one of these.
+r"""Exact denoisers: their data distribution is known, so E[y | x] is a formula.
 
-A denoiser is any callable `denoiser(x, sigma, **condition)` with x [B, *] unscaled, sigma [] or [B], result [B, *].
-`Preconditioned` makes one of a raw network. `Gaussian`, `GaussianMixture` and `Empirical` are exact: their data
-distribution is known, so E[y | x] is a formula. The score of the noisy density follows from any of them, grad log p(x;
-sigma) = (D(x; sigma) - x) / sigma^2.
+They are the oracles of the tests and benchmarks, and how one learns what a diffusion model does.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from edmund import noise
-from edmund.errors import InputError, unknown
-from edmund.preconditioning import Preconditioning
-
-if TYPE_CHECKING:
-    from edmund.formulation import Formulation
-
-
-@runtime_checkable
-class Denoiser(Protocol):
-    """Any callable that maps (x [B, *], sigma [] or [B], **condition) to E[y | x] [B, *].
-
-    It may carry `sigma_min` and `sigma_max` (its trained range), `round_sigma(sigma)` (a model that knows only certain
-    levels) and `formulation`.
-    """
-
-    def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor: ...
-
-
-def expand_condition(condition: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
-    """The conditions with a batch axis of `batch`: one of batch 1 is expanded, another length is an InputError."""
-    expanded = {}
-    for key, value in condition.items():
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            raise InputError(f"condition {key!r} is {value!r}; it must be a tensor with a batch axis of 1 or {batch}")
-        if len(value) not in (1, batch):
-            raise InputError(
-                f"condition {key!r} has shape {tuple(value.shape)}; its batch axis must be 1 or {batch}, the "
-                f"number of samples"
-            )
-        expanded[key] = value.expand(batch, *value.shape[1:])
-    return expanded
-
-
-class Preconditioned(nn.Module):
-    """A raw network F as a denoiser: D = c_skip x + c_out F(c_in x; c_noise) (Karras et al. 2022, Eq. 7).
-
-    network: a module (x [B, *], c_noise [B] float32, **condition) -> [B, *]. extra_channels: channels beyond x's that
-    the network emits, a learned variance (see `with_extra`). formulation, sigma_min, sigma_max: carried for
-    `edmund.sample`; the range is the one the network was trained on. uncertainty: EDM2's u(sigma), a module of c =
-    ln(sigma)/4.
-
-    The coefficients are computed in x's dtype, the network runs in its own, the result has x's. c_noise is float32
-    whatever the network's dtype: bf16 cannot tell 997 from 999.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        preconditioning: Preconditioning,
-        extra_channels: int = 0,
-        *,
-        formulation: Formulation | None = None,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        uncertainty: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.preconditioning = preconditioning
-        self.extra_channels = extra_channels
-        self.formulation = formulation
-        self.sigma_min = sigma_min
-        self.sigma_max = sigma_max
-        self._uncertainty = uncertainty
-        self._known_conditions = condition_names(network)
-        levels = getattr(preconditioning, "round_sigma", None)
-        if levels is not None:
-            self.round_sigma: Callable[[Tensor], Tensor] = levels
-
-    @property
-    def has_uncertainty(self) -> bool:
-        """Whether the network was trained with a learned uncertainty."""
-        return self._uncertainty is not None
-
-    def uncertainty(self, sigma: Tensor) -> Tensor:
-        """EDM2's learned uncertainty u(sigma), float32 of sigma's shape: exp(u) is the weighted denoising error to
-        expect there.
-        """
-        if self._uncertainty is None:
-            raise InputError("this denoiser has no learned uncertainty; train with training.uncertainty on to have one")
-        c = (torch.log(sigma) / 4).to(torch.float32)
-        u: Tensor = self._uncertainty(c.reshape(-1)).reshape(sigma.shape)
-        return u
-
-    @property
-    def num_classes(self) -> int | None:
-        """The number of classes of the network's labels: 0 where it takes none, None where it does not say."""
-        label_dim = getattr(self.network, "config", {}).get("label_dim")
-        return None if label_dim is None else int(label_dim)
-
-    def check_labels(self, labels: Tensor) -> None:
-        """Raises InputError for integer classes that the network has not got; reads the values."""
-        if self.num_classes is None or labels.is_floating_point() or labels.ndim != 1:
-            return
-        if self.num_classes == 0:
-            raise InputError(
-                f"labels is {labels.tolist()[:8]}, but the model is unconditional: it was trained without labels"
-            )
-        wrong = labels[(labels < -1) | (labels >= self.num_classes)]
-        if len(wrong) > 0:
-            raise InputError(
-                f"labels holds {int(wrong[0])}; the model's classes are 0 to {self.num_classes - 1} (-1: none)"
-            )
-
-    def forward(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-        """D(x; sigma), like x [B, *]; sigma [] or [B].
-
-        Raises InputError for a condition that the network does not know or of a wrong batch.
-        """
-        return self._evaluate(x, sigma, condition)[0]
-
-    def with_extra(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
-        """(D(x; sigma), the network's extra channels [B, extra_channels, *] as they are)."""
-        return self._evaluate(x, sigma, condition)
-
-    def _evaluate(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if self._known_conditions is not None:
-            for key in condition:
-                if key not in self._known_conditions:
-                    raise unknown("condition", key, self._known_conditions)
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x))):
-            raise InputError(f"sigma has shape {tuple(sigma.shape)}; it must be [] or [{len(x)}], one a sample")
-        level = sigma.reshape(-1, *(1,) * (x.ndim - 1))
-        c = self.preconditioning
-        c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
-        raw = self.network(
-            (c.c_in(level) * x).to(_dtype_of(self.network)), c_noise, **expand_condition(condition, len(x))
-        )
-        expected = (len(x), x.shape[1] + self.extra_channels, *x.shape[2:])
-        if raw.shape != expected:
-            raise InputError(
-                f"the network's output has shape {tuple(raw.shape)}; for x {tuple(x.shape)} and extra_channels "
-                f"= {self.extra_channels} it must be {expected}"
-            )
-        main, extra = raw[:, : x.shape[1]], raw[:, x.shape[1] :]
-        return c.c_skip(level) * x + c.c_out(level) * main.to(x.dtype), extra
-
-
-def _dtype_of(network: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-
-
-def condition_names(network: nn.Module) -> tuple[str, ...] | None:
-    """The keywords that the network's forward takes after (x, c_noise); None when it takes any."""
-    parameters = list(inspect.signature(network.forward).parameters.values())
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None
-    return tuple(p.name for p in parameters[2:])
+from edmund.errors import InputError
 
 
 class _Exact(nn.Module):
