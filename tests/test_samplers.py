@@ -7,71 +7,16 @@ import math
 
 import pytest
 import torch
+from oracles import F64, PROCESSES, gaussian, gaussian_flow, integrate, measured_order, mixture, noisy
 
 import edmund
 from edmund import denoiser, formulation, grid, noise, preconditioning, process, samplers
 from edmund.errors import InputError
 from edmund.samplers import Churn, Euler, Heun
 
-F64 = torch.float64
-PROCESSES = {
-    "vp": process.VP(),
-    "ve": process.VE(),
-    "edm": process.EDM(),
-    "flow": process.RectifiedFlow(),
-    "cosine": process.Cosine(),
-    "subvp": process.SubVP(),
-    "vp-none": process.VP(scaling="none"),
-    "edm-vp": process.EDM("vp"),
-    "edm-flow": process.EDM("flow"),
-    "odd": process.Process(s=lambda t: 1 + 0.5 * torch.sin(4 * torch.pi * t), sigma=lambda t: 80 * t**3),
-}
 SOLVERS = {"euler": Euler(), "heun": Heun(), "ralston": Heun(alpha=2 / 3), "midpoint": Heun(alpha=1 / 2)}
 every_process = pytest.mark.parametrize("name", PROCESSES)
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
-
-
-def gaussian():
-    return denoiser.Gaussian([0.3, -0.2], [[1.0, 0.3], [0.3, 0.5]])
-
-
-def mixture():
-    return denoiser.GaussianMixture([[-1.0, 0.0], [1.0, 0.5], [0.3, -1.2]], [0.4, 0.5, 0.6], [0.3, 0.3, 0.4])
-
-
-def noisy(oracle, n, sigma, seed=0):
-    """n points of the exact law p(x; sigma)."""
-    normals = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    return oracle.sample(n, seed) + sigma * normals
-
-
-def integrate(solver, oracle, path, x, sigmas):
-    """The unscaled state at the last of the sigmas, from the unscaled x at the first."""
-    scalings = path.s(path.t(sigmas))
-    return solver(oracle, x * scalings[0], sigmas, process=path) / scalings[-1]
-
-
-def gaussian_flow(oracle, x, start, end):
-    """The exact solution of the probability-flow ODE: along each axis of the covariance, offsets scale as the std."""
-    mean, covariance = oracle.moments()
-    values, axes = torch.linalg.eigh(covariance)
-    factor = torch.sqrt((values + end**2) / (values + start**2))
-    return mean + ((x - mean) @ axes * factor) @ axes.T
-
-
-def measured_order(solver, oracle, path, exact=None):
-    """The slope of the error over the finest halvings, on positive nodes from sigma 10 to 0.3.
-
-    Against the exact end state, or where there is none of successive halvings, whose differences fall as the error.
-    """
-    x = noisy(oracle, 16, 10.0)
-    ends = [integrate(solver, oracle, path, x, grid.EDM(3.0)(n + 1, 0.3, 10.0)[:-1]) for n in (64, 128, 256)]
-    if exact is None:
-        coarse, fine = (ends[0] - ends[1]).norm(), (ends[1] - ends[2]).norm()
-    else:
-        truth = exact(oracle, x, 10.0, 0.3)
-        coarse, fine = (ends[1] - truth).norm(), (ends[2] - truth).norm()
-    return math.log2(coarse / fine)
 
 
 def check_order(solver, oracle, path, nominal, exact=None):
@@ -95,28 +40,39 @@ def test_order_on_a_mixture(name, solver):
     check_order(SOLVERS[solver], mixture(), PROCESSES[name], 1 if solver == "euler" else 2)
 
 
+def with_second_stage(steps, change):
+    """The steps with the second stage of each two-stage one changed."""
+    return [step._replace(stages=(step.stages[0], change(step))) if len(step.stages) == 2 else step for step in steps]
+
+
 @dataclasses.dataclass(frozen=True)
 class WrongWeight(Heun):
     """Heun with 0.55 where 1/2 belongs: a mistake that leaves the samples looking right."""
 
-    def advance(self, step, x, evaluate):
-        slope, h, middle = step
-        d = slope.a * x - slope.b * evaluate(x, slope.s, slope.sigma)
-        predicted = x + h * d
-        second = middle.a * predicted - middle.b * evaluate(predicted, middle.s, middle.sigma)
-        return x + h * (0.45 * d + 0.55 * second), predicted
+    def plan(self, process, sigma_from, sigma_to):
+        def change(step):
+            first, second = step.stages
+            # Of x + h (d + d') / 2 and x + h d, which are the two stages, comes x + h (0.45 d + 0.55 d').
+            return second._replace(
+                x=1.1 * second.x - 0.1 * first.x,
+                kept=(1.1 * second.kept[0], 1.1 * second.kept[1] - 0.1 * first.kept[0]),
+            )
+
+        return with_second_stage(super().plan(process, sigma_from, sigma_to), change)
 
 
 @dataclasses.dataclass(frozen=True)
-class StaleScaling(Heun):
-    """Heun that forgets s(t) on its second stage."""
+class StaleLevel(Heun):
+    """Heun that calls the denoiser at the first level on its second stage."""
 
-    def advance(self, step, x, evaluate):
-        middle = step.middle._replace(s=step.slope.s)
-        return super().advance(step._replace(middle=middle), x, evaluate)
+    def plan(self, process, sigma_from, sigma_to):
+        return with_second_stage(
+            super().plan(process, sigma_from, sigma_to),
+            lambda step: step.stages[1]._replace(sigma=step.stages[0].sigma),
+        )
 
 
-@pytest.mark.parametrize(("broken", "name"), [(WrongWeight(), "edm"), (WrongWeight(), "vp"), (StaleScaling(), "vp")])
+@pytest.mark.parametrize(("broken", "name"), [(WrongWeight(), "edm"), (WrongWeight(), "vp"), (StaleLevel(), "vp")])
 def test_a_broken_sampler_fails_its_slope(broken, name):
     with pytest.raises(AssertionError):
         check_order(broken, mixture(), PROCESSES[name], 2)
@@ -420,14 +376,14 @@ def test_callback(name, churn):
     seen = []
 
     def keep(step):
-        seen.append(dataclasses.replace(step, x=step.x.clone(), denoised=step.denoised.clone()))
+        seen.append(dataclasses.replace(step, unscaled=step.unscaled.clone(), denoised=step.denoised.clone()))
 
     end = Heun(churn)(oracle, start, sigmas, process=path, noise=source, callback=keep)
     assert [step.index for step in seen] == list(range(6))
     assert [step.sigma for step in seen] == pytest.approx(sigmas[:-1].tolist(), rel=1e-15)
     assert [step.t for step in seen] == pytest.approx(path.t(sigmas[:-1]).tolist(), rel=1e-12)
     assert [step.nfe for step in seen] == [2, 4, 6, 8, 10, 11]
-    assert torch.equal(seen[0].x, start)
+    torch.testing.assert_close(seen[0].x, start, rtol=1e-15, atol=0)
     for k, step in enumerate(seen):
         # The state at each node is what the steps before it make of the start ...
         if k:
@@ -497,19 +453,20 @@ def test_conditions_reach_every_call():
 
 
 def test_a_sampler_of_ones_own_is_what_the_guide_says():
-    """One class with `plan` and `advance`; here exponential Euler, exact for a denoiser that is constant in sigma."""
+    """One class with `plan`; here exponential Euler, exact for a denoiser that is constant in sigma."""
 
     @dataclasses.dataclass(frozen=True)
     class Exponential(samplers.OneStepSampler):
+        order = 1
+        nfe_per_step = 1
         churn: Churn | None = None
 
         def plan(self, process, sigma_from, sigma_to):
-            return list(zip(sigma_from.tolist(), sigma_to.tolist(), strict=True))
-
-        def advance(self, step, x, evaluate):
-            start, end = step
-            denoised = evaluate(x, 1.0, start)
-            return denoised + end / start * (x - denoised), denoised
+            ratios = (sigma_to / sigma_from).tolist()
+            return [
+                samplers.LinearStep((samplers.Stage(sigma, ratio, (1 - ratio,)),))
+                for sigma, ratio in zip(sigma_from.tolist(), ratios, strict=True)
+            ]
 
     oracle = mixture()
     x = noisy(oracle, 5, 20.0)

@@ -110,7 +110,6 @@ def sample(
     ends = path.t(sigmas[[0, -1]])
     s_start, s_end = path.s(ends).tolist()
     scale = s_start * sigmas[0].item()
-    scalings = path.s(path.t(sigmas)).tolist() if return_trajectory else []
     out = torch.empty(n, *item, dtype=dtype)
     states = torch.empty(len(sigmas), n, *item, dtype=dtype) if return_trajectory else out
     denoised = torch.empty(len(sigmas) - 1, n, *item, dtype=dtype) if return_trajectory else out
@@ -123,7 +122,7 @@ def sample(
             def report(step: samplers.Step, start: int = start, stop: int = stop) -> None:
                 bar.advance()
                 if return_trajectory:
-                    states[step.index, start:stop] = (step.x / scalings[step.index]).cpu()
+                    states[step.index, start:stop] = step.unscaled.cpu()
                     denoised[step.index, start:stop] = step.denoised.cpu()
                 if callback is not None:
                     callback(step)

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 
 from edmund import registry
-from edmund.samplers._base import Callback, Churn, OneStepSampler, Sampler, Step
+from edmund.samplers._base import Callback, Churn, Sampler, Step
+from edmund.samplers._linear import LinearSampler, LinearStep, OneStepSampler, Stage
 from edmund.samplers.euler import Euler
 from edmund.samplers.heun import Heun
 
@@ -25,4 +26,16 @@ def named() -> dict[str, Callable[..., Sampler]]:
     return makers
 
 
-__all__ = ["Callback", "Churn", "Euler", "Heun", "OneStepSampler", "Sampler", "Step", "named"]
+__all__ = [
+    "Callback",
+    "Churn",
+    "Euler",
+    "Heun",
+    "LinearSampler",
+    "LinearStep",
+    "OneStepSampler",
+    "Sampler",
+    "Stage",
+    "Step",
+    "named",
+]

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
 from edmund.process import Process
-from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, combined, slopes
-
-
-class _Step(NamedTuple):
-    slope: Slope
-    h: float
+from edmund.samplers._base import Churn
+from edmund.samplers._linear import LinearStep, OneStepSampler, Stage, slopes
 
 
 @dataclass(frozen=True)
@@ -26,19 +22,14 @@ class Euler(OneStepSampler):
     """
 
     name: ClassVar[str] = "euler"
+    source: ClassVar[str] = "Euler 1768; Karras et al. 2022, Algorithm 1"
+    order = 1
+    nfe_per_step = 1
     churn: Churn | None = None
 
-    def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[_Step]:
-        """Slopes and step lengths in t."""
-        t = process.t(sigma_from)
-        return [
-            _Step(*step)
-            for step in zip(slopes(process, t, sigma_from), (process.t(sigma_to) - t).tolist(), strict=True)
-        ]
-
-    def advance(self, step: object, x: Tensor, evaluate: Evaluator) -> tuple[Tensor, Tensor]:
-        """One Euler step."""
-        assert isinstance(step, _Step)
-        slope, h = step
-        denoised = evaluate(x, slope.s, slope.sigma)
-        return combined(x, 1 + h * slope.a, denoised, -h * slope.b), denoised
+    def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[LinearStep]:
+        """With x = s z: z' = (s/s') (1 + h a) z - (h b / s') D."""
+        t, t_to = process.t(sigma_from), process.t(sigma_to)
+        h, (a, b, s), s_to = t_to - t, slopes(process, t, sigma_from), process.s(t_to)
+        weights = zip(sigma_from.tolist(), (s / s_to * (1 + h * a)).tolist(), (-h * b / s_to).tolist(), strict=True)
+        return [LinearStep((Stage(sigma, x, (image,)),)) for sigma, x, image in weights]

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from edmund.errors import InputError, check_number
 from edmund.process import Process
-from edmund.samplers._base import Churn, Evaluator, OneStepSampler, Slope, combined, slopes
-
-
-class _Step(NamedTuple):
-    slope: Slope
-    h: float
-    middle: Slope | None  # None on the step to sigma = 0, which is Euler's
+from edmund.samplers._base import Churn
+from edmund.samplers._linear import LinearStep, OneStepSampler, Stage, slopes
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,10 @@ class Heun(OneStepSampler):
     """
 
     name: ClassVar[str] = "heun"
-    aliases: ClassVar[Mapping[str, Mapping[str, float]]] = {"midpoint": {"alpha": 1 / 2}, "ralston": {"alpha": 2 / 3}}
+    aliases: ClassVar[Mapping[str, Mapping[str, object]]] = {"midpoint": {"alpha": 1 / 2}, "ralston": {"alpha": 2 / 3}}
+    source: ClassVar[str] = "Karras et al. 2022, Algorithm 1 and Appendix D.2"
+    order = 2
+    nfe_per_step = 2
     churn: Churn | None = None
     alpha: float = 1.0
 
@@ -41,34 +38,29 @@ class Heun(OneStepSampler):
         if not 0 < check_number("alpha", self.alpha) <= 1:
             raise InputError(f"alpha is {self.alpha!r}; it must lie in (0, 1]: 1 is Heun, 1/2 midpoint, 2/3 Ralston")
 
-    def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[_Step]:
-        """Slopes at the start and in the middle of each step, and its length in t."""
+    def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[LinearStep]:
+        """With x = s z, and z_m = x_m z + image_m D the Euler step of alpha h."""
         t, t_to = process.t(sigma_from), process.t(sigma_to)
-        h = t_to - t
-        inner = sigma_to > 0
-        if self.alpha == 1.0:
-            middle = slopes(process, t_to[inner], sigma_to[inner])
-        else:
-            t_middle = (t + self.alpha * h)[inner]
-            middle = slopes(process, t_middle, process.sigma(t_middle))
-        middles: list[Slope | None] = [*middle, *[None] * (len(h) - len(middle))]
-        return [_Step(*step) for step in zip(slopes(process, t, sigma_from), h.tolist(), middles, strict=True)]
+        h, (a, b, s), s_to = t_to - t, slopes(process, t, sigma_from), process.s(t_to)
+        euler_x, euler_image = s / s_to * (1 + h * a), -h * b / s_to
 
-    def advance(self, step: object, x: Tensor, evaluate: Evaluator) -> tuple[Tensor, Tensor]:
-        """One step of the family; of Euler where the step ends in sigma = 0."""
-        assert isinstance(step, _Step)
-        slope, h, middle = step
-        denoised = evaluate(x, slope.s, slope.sigma)
-        if middle is None:
-            return combined(x, 1 + h * slope.a, denoised, -h * slope.b), denoised
-        x_middle = combined(x, 1 + self.alpha * h * slope.a, denoised, -self.alpha * h * slope.b)
-        second = evaluate(x_middle, middle.s, middle.sigma)
-        if self.alpha == 1.0:
-            # The mean of x and of an Euler step from x_middle: x + h (d + d')/2 with x_middle = x + h d.
-            ahead = combined(x_middle, 1 + h * middle.a, second, -h * middle.b)
-            return ahead.lerp_(x, 0.5), denoised
-        # With alpha h d = x_middle - x, the first slope needs no further look at D.
+        inner = sigma_to > 0
+        # At alpha 1 the middle is the node itself, without the rounding of t.
+        t_m = t_to if self.alpha == 1.0 else t + self.alpha * h
+        sigma_m = sigma_to if self.alpha == 1.0 else process.sigma(t_m)
+        h, t_m, sigma_m, s, s_to, a, b = (value[inner] for value in (h, t_m, sigma_m, s, s_to, a, b))
+        a_m, b_m, s_m = slopes(process, t_m, sigma_m)
+        x_m, image_m = s / s_m * (1 + self.alpha * h * a), -self.alpha * h * b / s_m
         w = 1 / (2 * self.alpha)
-        share = (1 - w) / self.alpha
-        following = torch.mul(x, 1 - share).add_(x_middle, alpha=share + h * w * middle.a)
-        return following.add_(second, alpha=-h * w * middle.b), denoised
+        x = (s * (1 + h * (1 - w) * a) + h * w * a_m * s_m * x_m) / s_to
+        image = (h * w * a_m * s_m * image_m - h * (1 - w) * b) / s_to
+        image_2 = -h * w * b_m / s_to
+
+        columns = (value.tolist() for value in (sigma_from[inner], x_m, image_m, sigma_m, x, image_2, image))
+        steps = [
+            LinearStep((Stage(row[0], row[1], (row[2],)), Stage(row[3], row[4], (row[5], row[6]))))
+            for row in zip(*columns, strict=True)
+        ]
+        last = ~inner
+        ends = zip(sigma_from[last].tolist(), euler_x[last].tolist(), euler_image[last].tolist(), strict=True)
+        return steps + [LinearStep((Stage(sigma, weight, (image,)),)) for sigma, weight, image in ends]
