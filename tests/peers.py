@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from _peers import k_diffusion_sampling  # noqa: E402
+from _peers import k_diffusion_sampling
 
 
 def k_diffusion():
