@@ -577,3 +577,18 @@ def test_samplers_are_frozen():
         with pytest.raises(AttributeError):
             sampler.churn = None
     assert samplers.named()["heun"]() == Heun()
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        (torch.tensor([1.0, 2.0, 3.0]), ["grid gave", "1.0, 2.0, 3.0", "falls strictly to 0"]),
+        (torch.tensor([3.0, 1.0]), ["grid gave", "3.0, 1.0", "the last one is 0"]),
+        (torch.tensor([math.inf, 1.0, 0.0]), ["grid gave", "inf", "finite"]),
+        ([3.0, 1.0, 0.0], ["grid gave", "tensor"]),
+    ],
+)
+def test_a_grid_of_ones_own_that_is_no_grid(levels, words):
+    with pytest.raises(InputError) as error:
+        edmund.sample(lambda x, sigma: x, (2, 2), grid=lambda *_: levels, progress=False)
+    assert all(word in str(error.value) for word in words)

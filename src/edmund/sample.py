@@ -33,9 +33,9 @@ _DEFAULT_BATCH_ELEMENTS = 1 << 20
 class Trajectory(NamedTuple):
     """Samples and how they came about, on the CPU.
 
-    samples: [n, *]. sigmas: the levels visited [N + 1], falling to 0. x: the unscaled noisy samples y + sigma n at each
-    level, [N + 1, n, *] (the last are the samples). denoised: D(x; sigma) at the first N levels, [N, n, *] (with churn:
-    at the raised level).
+    samples: [n, *]. sigmas: the levels visited [N + 1], falling to 0 (a sampler that restarts visits some again). x:
+    the unscaled noisy samples y + sigma n at each level, [N + 1, n, *] (the last are the samples). denoised: D(x;
+    sigma) at the first N levels, [N, n, *] (with churn: at the raised level).
     """
 
     samples: Tensor
@@ -95,7 +95,8 @@ def sample(
     )
     nodes = _resolve_grid(grid, defaults)
     sigmas = _levels(denoiser, defaults, nodes, num_steps, sigma_min, sigma_max)
-    source, starts = _sources(n, len(sigmas) - 1, item, seeds, latents, noise)
+    visited = solver.visited(sigmas) if isinstance(solver, samplers.Sampler) else sigmas[:-1]
+    source, starts = _sources(n, len(visited), item, seeds, latents, noise)
     conditions = _check_condition(condition, n, denoiser)
     size = _check_batch_size(batch_size, n, item)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -111,11 +112,11 @@ def sample(
     s_start, s_end = path.s(ends).tolist()
     scale = s_start * sigmas[0].item()
     out = torch.empty(n, *item, dtype=dtype)
-    states = torch.empty(len(sigmas), n, *item, dtype=dtype) if return_trajectory else out
-    denoised = torch.empty(len(sigmas) - 1, n, *item, dtype=dtype) if return_trajectory else out
+    states = torch.empty(len(visited) + 1, n, *item, dtype=dtype) if return_trajectory else out
+    denoised = torch.empty(len(visited), n, *item, dtype=dtype) if return_trajectory else out
     batches = [(start, min(start + size, n)) for start in range(0, n, size)]
 
-    bar = progress_bars.track(len(batches) * (len(sigmas) - 1), "sampling", enabled=progress)
+    bar = progress_bars.track(len(batches) * len(visited), "sampling", enabled=progress)
     with torch.no_grad(), _evaluation_mode(denoiser), bar:
         for start, stop in batches:
 
@@ -145,7 +146,7 @@ def sample(
             out[start:stop] = x if s_end == 1.0 else x / s_end
     if return_trajectory:
         states[-1] = out
-        return Trajectory(out, sigmas, states, denoised)
+        return Trajectory(out, torch.cat([visited, sigmas[-1:]]), states, denoised)
     return out
 
 
@@ -214,7 +215,13 @@ def _levels(
                 f"{argument} is {value!r}, outside the range that the model was trained on, {trained_low:.6g} "
                 f"to {trained_high:.6g}"
             )
-    return grid(steps, low, high, getattr(denoiser, "round_sigma", None))
+    levels = grid(steps, low, high, getattr(denoiser, "round_sigma", None))
+    if not isinstance(levels, Tensor) or levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all()):
+        told = levels.tolist() if isinstance(levels, Tensor) else repr(levels)
+        raise InputError(f"grid gave {told}; noise levels are a tensor [num_steps + 1] that falls strictly to 0")
+    if levels[-1] != 0 or not bool(torch.isfinite(levels).all()):
+        raise InputError(f"grid gave {levels.tolist()}; noise levels are finite and the last one is 0")
+    return levels.to(torch.float64)
 
 
 def _sources(
@@ -238,15 +245,16 @@ def _sources(
     if len(given) != n:
         raise InputError(f"seeds has {len(given)} entries, but shape asks for {n} samples; one seed a sample")
     seeded = Seeded(given)
+    source = noise if noise is not None else seeded
     if latents is None:
-        return noise if noise is not None else seeded, seeded
+        return source, seeded
     if not isinstance(latents, Tensor):
         raise InputError(f"latents is a {type(latents).__name__}; it must be a tensor of shape {(n, *item)}")
     if tuple(latents.shape) != (n, *item):
         raise InputError(f"latents has shape {tuple(latents.shape)}; it must be that of the samples, {(n, *item)}")
     if not latents.is_floating_point() or not bool(torch.isfinite(latents).all()):
         raise InputError("latents holds NaN, infinite or integer values; it must be finite and floating point")
-    return noise if noise is not None else seeded, latents
+    return source, latents
 
 
 def _check_condition(condition: Mapping[str, Tensor] | None, n: int, denoiser: Denoiser) -> dict[str, Tensor]:
