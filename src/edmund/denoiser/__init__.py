@@ -6,16 +6,18 @@ distribution is known, so E[y | x] is a formula. The score of the noisy density 
 sigma) = (D(x; sigma) - x) / sigma^2.
 """
 
-from edmund.denoiser._protocol import Denoiser, condition_names, expand_condition
+from edmund.denoiser._protocol import DROPPABLE, Denoiser, condition_names, drop_condition, expand_condition
 from edmund.denoiser.exact import Empirical, Gaussian, GaussianMixture
 from edmund.denoiser.preconditioned import Preconditioned
 
 __all__ = [
+    "DROPPABLE",
     "Denoiser",
     "Empirical",
     "Gaussian",
     "GaussianMixture",
     "Preconditioned",
     "condition_names",
+    "drop_condition",
     "expand_condition",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from edmund.errors import InputError
 
@@ -37,9 +38,37 @@ def expand_condition(condition: Mapping[str, Tensor], batch: int) -> dict[str, T
     return expanded
 
 
-def condition_names(network: nn.Module) -> tuple[str, ...] | None:
-    """The keywords that the network's forward takes after (x, c_noise); None when it takes any."""
-    parameters = list(inspect.signature(network.forward).parameters.values())
+def condition_names(network: Callable[..., object]) -> tuple[str, ...] | None:
+    """The keywords that a network or a denoiser takes after its first two arguments; None when it takes any.
+
+    One that has `known_conditions` is believed; of others the signature is read.
+    """
+    if hasattr(network, "known_conditions"):
+        said: tuple[str, ...] | None = network.known_conditions
+        return said
+    parameters = list(inspect.signature(getattr(network, "forward", network)).parameters.values())
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None
     return tuple(p.name for p in parameters[2:])
+
+
+DROPPABLE = ("labels", "context", "image")
+"""The conditions that have a "none": classifier-free training takes them away, and its guidance samples without."""
+
+
+def drop_condition(condition: Mapping[str, Tensor], dropped: Tensor) -> dict[str, Tensor]:
+    """The condition with the samples that `dropped` [B] bool marks told nothing of labels, context and image.
+
+    Labels become -1 (classes) or a zero row (vectors); where there is a context or an image, `condition_dropped` says
+    it to the network, beside what it said before. Other conditions stay: nobody knows their "none".
+    """
+    out = dict(condition)
+    if "context" in condition or "image" in condition:
+        before = condition.get("condition_dropped")
+        marks = dropped.to(condition["context" if "context" in condition else "image"].device)
+        out["condition_dropped"] = marks if before is None else marks | before
+    labels = condition.get("labels")
+    if labels is not None:
+        where = dropped.to(labels.device).reshape(-1, *(1,) * (labels.ndim - 1))
+        out["labels"] = torch.where(where, labels.new_full((), -1 if labels.ndim == 1 else 0), labels)
+    return out

@@ -47,7 +47,7 @@ class Preconditioned(nn.Module):
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
         self._uncertainty = uncertainty
-        self._known_conditions = condition_names(network)
+        self.known_conditions = condition_names(network)
         levels = getattr(preconditioning, "round_sigma", None)
         if levels is not None:
             self.round_sigma: Callable[[Tensor], Tensor] = levels
@@ -99,10 +99,10 @@ class Preconditioned(nn.Module):
         return self._evaluate(x, sigma, condition)
 
     def _evaluate(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if self._known_conditions is not None:
+        if self.known_conditions is not None:
             for key in condition:
-                if key not in self._known_conditions:
-                    raise unknown("condition", key, self._known_conditions)
+                if key not in self.known_conditions:
+                    raise unknown("condition", key, self.known_conditions)
         sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
         if sigma.ndim > 1 or (sigma.ndim == 1 and len(sigma) not in (1, len(x))):
             raise InputError(f"sigma has shape {tuple(sigma.shape)}; it must be [] or [{len(x)}], one a sample")
