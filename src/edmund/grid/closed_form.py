@@ -1,16 +1,9 @@
-r"""Grids: which noise levels a sampler visits.
-
-A grid maps (num_steps, sigma_min, sigma_max) to sigma_0 = sigma_max > sigma_1 > ... > sigma_{N-1} = sigma_min > sigma_N
-= 0: N steps, the last one to 0 (Karras et al. 2022, Table 1, "Time steps"). Values are float64. sigma runs from noise
-to data.
-"""
+"""Grids in closed form: the columns of Table 1 (Karras et al. 2022), others that people name, and levels given."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,52 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edmund import registry
-from edmund.errors import InputError, check_count, check_positive
+from edmund.errors import InputError, check_positive
+from edmund.grid._base import Grid, ramp
 from edmund.process import VP as VPProcess
-from edmund.process import Process, check_range, iddpm_levels
-
-
-class Grid(ABC):
-    """The base: checks the arguments, rounds to a discrete model's levels, appends the final 0. A grid of one's own
-    defines `nodes`.
-    """
-
-    @abstractmethod
-    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-        """The num_steps >= 2 positive nodes from sigma_max down to sigma_min, float64."""
-
-    def __call__(
-        self, num_steps: int, sigma_min: float, sigma_max: float, round_sigma: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """The noise levels of num_steps steps: float64 [num_steps + 1], strictly decreasing, the last 0. One step is
-        [sigma_max, 0].
-
-        round_sigma: snaps to the levels that a discrete model knows. Raises InputError for a bad range, for num_steps <
-        1 and for more steps than distinct levels.
-        """
-        check_count("num_steps", num_steps)
-        check_range(sigma_min, sigma_max)
-        if num_steps == 1:
-            nodes = torch.tensor([sigma_max], dtype=torch.float64)
-        else:
-            nodes = self.nodes(num_steps, sigma_min, sigma_max)
-        if round_sigma is not None:
-            nodes = round_sigma(nodes)
-        sigmas = torch.cat([nodes, torch.zeros(1, dtype=torch.float64)])
-        if not bool((sigmas.diff() < 0).all()):
-            distinct = len(torch.unique(nodes[nodes > 0]))
-            raise InputError(
-                f"num_steps is {num_steps}, but only {distinct} distinct noise levels lie between sigma_min = "
-                f"{sigma_min} and sigma_max = {sigma_max} "
-                "on this grid; take fewer steps or a wider range"
-            )
-        return sigmas
-
-
-def _ramp(num_steps: int) -> Tensor:
-    """i / (N - 1) for i = 0 .. N - 1."""
-    return torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
+from edmund.process import Process, iddpm_levels
 
 
 @dataclass(frozen=True)
@@ -78,7 +29,7 @@ class EDM(Grid):
 
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         start, end = sigma_max ** (1 / self.rho), sigma_min ** (1 / self.rho)
-        nodes: Tensor = (start + _ramp(num_steps) * (end - start)) ** self.rho
+        nodes: Tensor = (start + ramp(num_steps) * (end - start)) ** self.rho
         return nodes
 
 
@@ -91,7 +42,7 @@ class VP(Grid):
 
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         process = VPProcess.for_range(sigma_min, sigma_max, self.epsilon_s)
-        return process.sigma(1 + _ramp(num_steps) * (self.epsilon_s - 1))
+        return process.sigma(1 + ramp(num_steps) * (self.epsilon_s - 1))
 
 
 @dataclass(frozen=True)
@@ -101,7 +52,7 @@ class VE(Grid):
     name: ClassVar[str] = "ve"
 
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-        return sigma_max * (sigma_min / sigma_max) ** _ramp(num_steps)
+        return sigma_max * (sigma_min / sigma_max) ** ramp(num_steps)
 
 
 @dataclass(frozen=True)
@@ -123,7 +74,7 @@ class IDDPM(Grid):
                 f"num_steps is {num_steps}, but iDDPM has only {len(inside)} levels between sigma_min = "
                 f"{sigma_min} and sigma_max = {sigma_max}"
             )
-        return inside[(_ramp(num_steps) * (len(inside) - 1)).round().long()]
+        return inside[(ramp(num_steps) * (len(inside) - 1)).round().long()]
 
 
 @dataclass(frozen=True)
@@ -137,7 +88,7 @@ class PolyExponential(Grid):
         check_positive("rho", self.rho)
 
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-        return sigma_min * (sigma_max / sigma_min) ** ((1 - _ramp(num_steps)) ** self.rho)
+        return sigma_min * (sigma_max / sigma_min) ** ((1 - ramp(num_steps)) ** self.rho)
 
 
 @dataclass(frozen=True)
@@ -148,7 +99,7 @@ class UniformTime(Grid):
 
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         start, end = self.process.t(torch.tensor([sigma_max, sigma_min], dtype=torch.float64))
-        nodes = self.process.sigma(start + _ramp(num_steps) * (end - start))
+        nodes = self.process.sigma(start + ramp(num_steps) * (end - start))
         nodes[0], nodes[-1] = sigma_max, sigma_min
         return nodes
 
@@ -186,8 +137,3 @@ class Fixed(Grid):
         if len(self.sigmas) == 1:
             return torch.tensor([self.sigmas[0], 0.0], dtype=torch.float64)
         return super().__call__(num_steps, sigma_min, sigma_max, round_sigma)
-
-
-def named() -> dict[str, type[Grid]]:
-    """The grids that need no argument, by name."""
-    return registry.in_module(sys.modules[__name__], Grid)
