@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,7 +70,8 @@ class Preconditioned(nn.Module):
     @property
     def num_classes(self) -> int | None:
         """The number of classes of the network's labels: 0 where it takes none, None where it does not say."""
-        label_dim = getattr(self.network, "config", {}).get("label_dim")
+        config = getattr(self.network, "config", None)
+        label_dim = config.get("label_dim") if isinstance(config, Mapping) else None
         return None if label_dim is None else int(label_dim)
 
     def check_labels(self, labels: Tensor) -> None:
@@ -109,9 +110,7 @@ class Preconditioned(nn.Module):
         level = sigma.reshape(-1, *(1,) * (x.ndim - 1))
         c = self.preconditioning
         c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
-        raw = self.network(
-            (c.c_in(level) * x).to(_dtype_of(self.network)), c_noise, **expand_condition(condition, len(x))
-        )
+        raw = self._raw((c.c_in(level) * x).to(_dtype_of(self.network)), c_noise, expand_condition(condition, len(x)))
         expected = (len(x), x.shape[1] + self.extra_channels, *x.shape[2:])
         if raw.shape != expected:
             raise InputError(
@@ -120,6 +119,11 @@ class Preconditioned(nn.Module):
             )
         main, extra = raw[:, : x.shape[1]], raw[:, x.shape[1] :]
         return c.c_skip(level) * x + c.c_out(level) * main.to(x.dtype), extra
+
+    def _raw(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The network's output for its input x, c_noise [B] float32 and the expanded conditions."""
+        raw: Tensor = self.network(x, c_noise, **condition)
+        return raw
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
