@@ -15,6 +15,7 @@ from edmund.samplers._base import Callback, Churn, Sampler, Step
 from edmund.samplers._linear import LinearSampler, LinearStep, OneStepSampler, Stage
 from edmund.samplers.euler import Euler
 from edmund.samplers.heun import Heun
+from edmund.samplers.restart import Restart
 
 
 def named() -> dict[str, Callable[..., Sampler]]:
@@ -34,6 +35,7 @@ __all__ = [
     "LinearSampler",
     "LinearStep",
     "OneStepSampler",
+    "Restart",
     "Sampler",
     "Stage",
     "Step",
