@@ -13,9 +13,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import edmund
+from edmund import guidance, samplers
 from edmund.cli import main
 
 
@@ -28,7 +30,7 @@ CONFIG = """
 diffusion: {type: EDM}
 sampling: {steps: 4}
 network: {type: unet, channels: 8, channel_mult: [1, 2], attention_levels: []}
-training: {samples: 2048, batch_size: 64, lr_ramp: 0, ema_halflife: 256, log_interval: 256,
+training: {samples: 2048, batch_size: 64, lr_ramp: 0, label_dropout: 0.2, ema_halflife: 256, log_interval: 256,
            checkpoint_interval: 1024, validation_interval: 1024, preview_interval: 1024}
 output: {directory: %s}
 """
@@ -122,6 +124,44 @@ def test_sample_with_churn_differs(folder):
         assert abs(plain["samples"] - churned["samples"]).max() > 0.1
 
 
+def drawn(folder, *arguments):
+    run("sample", "tiny", "-n", 4, "--out", "drawn", *arguments, cwd=folder)
+    with np.load(folder / "drawn/samples.npz", allow_pickle=False) as file:
+        return file["samples"]
+
+
+def test_sample_with_another_sampler_is_the_librarys(folder):
+    model = edmund.load(folder / "tiny")
+    labels = torch.arange(4)
+    ours = drawn(folder, "--sampler", "dpmpp_2m", "--steps", 6)
+    library = model.sample(4, labels=labels, sampler="dpmpp_2m", num_steps=6, progress=False)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    ours = drawn(folder, "--sampler", "lms", "--set", "order=2", "--steps", 6)
+    library = model.sample(4, labels=labels, sampler=samplers.LMS(order=2), num_steps=6, progress=False)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    # Arguments of the run's own sampler, without naming it.
+    ours = drawn(folder, "--set", "alpha=0.5")
+    library = model.sample(4, labels=labels, sampler="midpoint", progress=False)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+
+
+def test_sample_with_guidance(folder):
+    model = edmund.load(folder / "tiny")
+    ours = drawn(folder, "--guidance", "2.0", "--interval", "0.3,5")
+    guided = guidance.ClassifierFree(model.denoiser, 2.0, (0.3, 5.0))
+    library = model.sample(4, labels=torch.arange(4), denoiser=guided, progress=False)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    plain = drawn(folder)
+    assert abs(ours - plain).max() > 0.1
+    np.testing.assert_array_equal(drawn(folder, "--guidance", "1"), plain)
+
+
+def test_samplers_are_listed(folder):
+    text = run("samplers", cwd=folder).stdout
+    listed = [line.split()[0] for line in text.splitlines() if line and not line.startswith(" ")]
+    assert set(samplers.named()) <= set(listed)
+
+
 def test_evaluate_and_diagnose(folder):
     run("evaluate", "tiny", "-n", 100, cwd=folder)
     metrics = json.loads((folder / "tiny/evaluation/metrics.json").read_text())
@@ -176,6 +216,22 @@ def test_bad_input_is_one_line(folder):
     assert "sigma_max is 500" in error_line("sample", "tiny", "--sigma-max", "500", cwd=folder)
     assert "num_steps is 0" in error_line("sample", "tiny", "--steps", "0", cwd=folder)
     assert "--s-churn" in error_line("sample", "tiny", "--s-min", "1", cwd=folder)
+    assert "--interval" in error_line("sample", "tiny", "--interval", "1,2", cwd=folder)
+    assert "'5'" in error_line("sample", "tiny", "--guidance", "2", "--interval", "5", cwd=folder)
+    assert "interval is (5.0, 0.3)" in error_line(
+        "sample", "tiny", "--guidance", "2", "--interval", "5,0.3", cwd=folder
+    )
+    assert "w is nan" in error_line("sample", "tiny", "--guidance", "nan", cwd=folder)
+    assert "order" in error_line("sample", "tiny", "--sampler", "lms", "--set", "order=9", cwd=folder)
+    assert "alpha" in error_line("sample", "tiny", "--sampler", "lms", "--set", "alpha=1", cwd=folder)
+    assert "--set 'order'" in error_line("sample", "tiny", "--sampler", "lms", "--set", "order", cwd=folder)
+    assert "no churn" in error_line("sample", "tiny", "--sampler", "lms", "--s-churn", "1", cwd=folder)
+    (folder / "undropped").mkdir(exist_ok=True)
+    for file in ("config.json", "model.safetensors"):
+        (folder / "undropped" / file).write_bytes((folder / "tiny" / file).read_bytes())
+    config = (folder / "tiny/config.yaml").read_text()
+    (folder / "undropped/config.yaml").write_text(config.replace("label_dropout: 0.2", "label_dropout: 0.0"))
+    assert "label_dropout 0" in error_line("sample", "undropped", "--guidance", "2", cwd=folder)
     assert "holds no model" in error_line("sample", "nowhere", cwd=folder)
     assert "'nowhere.yaml'" in error_line("train", "nowhere.yaml", cwd=folder)
     assert "'EDN'" in error_line("demo", "--type", "EDN", cwd=folder)

@@ -106,7 +106,7 @@ def _arguments(function: Callable[..., Any]) -> Keys:
         given, function = function.keywords, function.func
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
     parameters = inspect.signature(function).parameters.values()
-    return {p.name.lower(): Key(hints.get(p.name, Any), p.default) for p in parameters if p.name not in given}
+    return {p.name.lower(): Key(hints.get(p.name, Any), given.get(p.name, p.default)) for p in parameters}
 
 
 def _names(function: Callable[..., Any]) -> dict[str, str]:
@@ -118,13 +118,50 @@ def _diffusion_keys(kind: str) -> Keys:
     return _COMMON | _arguments(formulation.named()[kind])
 
 
-def _sampler_keys(name: str) -> Keys:
-    keys = _arguments(samplers.named()[name])
-    if "churn" in keys:
-        del keys["churn"]
+def sampler_keys(name: str) -> Keys:
+    """The keys of a sampler: its arguments that a document can hold, and the fields of its churn."""
+    arguments = _arguments(samplers.named()[name])
+    keys = {key: value for key, value in arguments.items() if isinstance(value.default, bool | int | float | str)}
+    if "churn" in arguments:
         hints = get_type_hints(samplers.Churn)
-        keys |= {key: Key(hints[field] | None) for key, field in _CHURN.items()}
+        keys = {key: Key(hints[field] | None) for key, field in _CHURN.items()} | keys
     return keys
+
+
+def make_sampler(name: str, values: Mapping[str, Any]) -> samplers.Sampler:
+    """The sampler of that name with the values of some of its keys. Raises InputError for churn's without s_churn.
+
+    A sampler with noise of its own has one s_noise, for that and for churn's.
+    """
+    maker = samplers.named()[name]
+    names = _names(maker)
+    arguments = {names[key]: value for key, value in values.items() if key in names}
+    churn = {_CHURN[key]: value for key, value in values.items() if key in _CHURN}
+    shaped = [key.lower() for key in churn if key != "S_churn" and key not in arguments]
+    if churn and "S_churn" in churn:
+        arguments["churn"] = samplers.Churn(**churn)
+    elif shaped:
+        raise InputError(f"{', '.join(shaped)} without s_churn; without it there is no churn to shape")
+    return maker(**arguments)
+
+
+def parse_sampler(name: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """The values of "key=value", such as "order=2", in the types of the keys of the sampler of that name."""
+    given: dict[str, Any] = {}
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        if not sign or not key.strip():
+            raise InputError(f"--set {text!r} is not of the form key=value")
+        given[key.strip()] = _yaml(text, value)
+    elsewhere = {other: sampler_keys(other) for other in samplers.named()}
+    return _check_keys("--set", given, elsewhere[name], elsewhere, "sampler", name)
+
+
+def _yaml(text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
 
 
 _SAMPLING = {"sampler": Key(str | None), "steps": Key(int | None), "grid": Key(str | None), "process": Key(str | None)}
@@ -233,7 +270,7 @@ class Config:
         else:
             diffusion |= {key: getattr(made, key) for key in ("sigma_min", "sigma_max")}
         sampler = {
-            key: self.sampling.get(key, value.default) for key, value in _sampler_keys(self._sampler_name()).items()
+            key: self.sampling.get(key, value.default) for key, value in sampler_keys(self._sampler_name()).items()
         }
         sampling = {
             "sampler": self._sampler_name(),
@@ -286,18 +323,10 @@ class Config:
         own = {key: value for key, value in self.sampling.items() if key not in _SAMPLING and value is not None}
         if self.sampling.get("sampler") is None and not own:
             return None
-        churn = {_CHURN[key]: own.pop(key) for key in list(own) if key in _CHURN}
-        if churn and "S_churn" not in churn:
-            raise InputError(
-                f"sampling has {', '.join(key.lower() for key in churn)} but no s_churn; without it there is no "
-                f"churn that they shape"
-            )
-        maker = samplers.named()[self._sampler_name()]
-        names = _names(maker)
-        arguments: dict[str, Any] = {names[key]: value for key, value in own.items()}
-        if churn:
-            arguments["churn"] = samplers.Churn(**churn)
-        return maker(**arguments)
+        try:
+            return make_sampler(self._sampler_name(), own)
+        except InputError as error:
+            raise InputError(f"sampling has {error}") from error
 
     def options(self) -> TrainingOptions:
         """The training options."""
@@ -421,7 +450,7 @@ def _sampling(given: Mapping[str, Any], default: str) -> dict[str, Any]:
             checked[key] = _chosen(f"sampling.{key}", given[key], known)
     own = checked.get("sampler", default)
     rest = {key: value for key, value in given.items() if key not in ("sampler", "grid", "process")}
-    elsewhere = {name: _sampler_keys(name) for name in makers}
+    elsewhere = {name: sampler_keys(name) for name in makers}
     return checked | _check_keys("sampling", rest, _SAMPLING | elsewhere[own], elsewhere, "sampler", own)
 
 
@@ -465,10 +494,7 @@ def override(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
         section, dot, key = path.strip().partition(".")
         if not sign or not dot or not section or not key:
             raise InputError(f"--set {text!r} is not of the form section.key=value")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        parsed = _yaml(text, value)
         if not isinstance(changed.setdefault(section, {}), dict):
             changed[section] = {}
         changed[section][key] = parsed

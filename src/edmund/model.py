@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from edmund import formulation as formulations
 from edmund import networks, transform
-from edmund.denoiser import Preconditioned, condition_names
+from edmund.denoiser import Denoiser, Preconditioned, condition_names
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
@@ -95,20 +95,24 @@ class Model:
         self.denoiser.to(known_device(device))
         return self
 
-    def sample(self, n: int, *, shape: Sequence[int] | None = None, **options: Any) -> Tensor | Trajectory:
+    def sample(
+        self, n: int, *, shape: Sequence[int] | None = None, denoiser: Denoiser | None = None, **options: Any
+    ) -> Tensor | Trajectory:
         """n samples in the user's units, float32 [n, *shape] on the CPU (in `dtype`, if that is given).
 
-        shape: of one sample, for a network that takes any size; None: the model's. options: the keyword arguments of
-        `edmund.sample` (sampler, num_steps,
-        seeds, batch_size, ...); every other keyword is a condition of the network, a tensor with a batch axis of n or
-        1, or a number. With
-        return_trajectory=True a Trajectory, whose x and denoised stay in the model's units.
+        shape: of one sample, for a network that takes any size; None: the model's. denoiser: what is sampled instead of
+        the model's own, such as one of `edmund.guidance` around it. options: the keyword arguments of `edmund.sample`
+        (sampler, num_steps, seeds, batch_size, ...); every other keyword is a condition of the network, a tensor with a
+        batch axis of n or 1, or a number. With return_trajectory=True a Trajectory, whose x and denoised stay in the
+        model's units.
         """
         given = {key: options.pop(key) for key in list(options) if key in _SAMPLE_OPTIONS}
         condition = {key: _as_batch(key, value) for key, value in options.items() if value is not None}
         self._check_conditions(condition)
         item = self.shape if shape is None else _check_shape(shape)
-        out = sample(self.denoiser, (check_count("n", n), *item), condition=condition, **given)
+        out = sample(
+            self.denoiser if denoiser is None else denoiser, (check_count("n", n), *item), condition=condition, **given
+        )
         dtype = given.get("dtype", torch.float32)
         if isinstance(out, Trajectory):
             return out._replace(samples=self.transform.inverse(out.samples).to(dtype))

@@ -19,7 +19,7 @@ Run = Annotated[Path, typer.Argument(help="The folder of a run, or of a saved mo
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the formulation's]", show_default=False)]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="Sampler: euler, heun, midpoint, ralston. [default: the formulation's]", show_default=False),
+    typer.Option(help="Sampler, by a name of `edmund samplers`. [default: the formulation's]", show_default=False),
 ]
 Device = Annotated[
     str | None,
@@ -111,6 +111,24 @@ def sample(
     s_noise: Annotated[
         float | None, typer.Option(help="Scale of the churned noise. [default: 1]", show_default=False)
     ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One argument of the sampler, such as order=2 or eta=0.5; may be repeated.",
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Weight w of classifier-free guidance towards the labels; 1 is off.", show_default=False),
+    ] = None,
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH", help="Guide only between these noise levels. [default: all]", show_default=False
+        ),
+    ] = None,
     trajectory: Annotated[bool, typer.Option("--trajectory", help="Keep every step, and draw it.")] = False,
     batch_size: BatchSize = None,
     out: Out = None,
@@ -119,7 +137,7 @@ def sample(
     """Draw samples: a picture and an .npz."""
     from edmund.cli import sample as command
 
-    churn = {"S_churn": s_churn, "S_min": s_min, "S_max": s_max, "S_noise": s_noise}
+    solver = {"s_churn": s_churn, "s_min": s_min, "s_max": s_max, "s_noise": s_noise}
     options = {
         "num_steps": steps,
         "grid": grid,
@@ -127,7 +145,18 @@ def sample(
         "sigma_max": sigma_max,
         "batch_size": batch_size,
     }
-    command.run(run, n, seeds, labels, sampler, churn, options, trajectory=trajectory, out=out, device=device)
+    command.run(
+        run,
+        n,
+        seeds,
+        labels,
+        command.Solver(sampler, solver, set_ or []),
+        command.Guide(guidance, interval),
+        options,
+        trajectory=trajectory,
+        out=out,
+        device=device,
+    )
 
 
 @app.command()
@@ -168,3 +197,11 @@ def formulations(
     from edmund.cli import formulations as command
 
     command.run(out)
+
+
+@app.command()
+def samplers() -> None:
+    """Print every sampler by name: its order, denoiser calls a step, whether it draws noise, and its source."""
+    from edmund.cli import samplers as command
+
+    command.run()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
 
 from edmund import samplers
-from edmund.config import Config
+from edmund.config import Config, make_sampler, parse_sampler, sampler_keys
 from edmund.devices import known_device
 from edmund.errors import InputError, unknown
 from edmund.model import Model, load
@@ -53,26 +55,52 @@ def pick_device(device: str | None) -> torch.device:
     return known_device(device)
 
 
-def pick_sampler(model: Model, name: str | None, churn: dict[str, float | None]) -> samplers.Sampler:
-    """The sampler asked for; what is not asked of its churn, or of the sampler itself, is as in the run."""
-    given = {key: value for key, value in churn.items() if value is not None}
+def pick_sampler(
+    model: Model, name: str | None, churn: Mapping[str, float | None], assignments: Sequence[str] = ()
+) -> samplers.Sampler:
+    """The sampler asked for; what is not asked of its churn, or of the sampler itself, is as in the run.
+
+    churn: values of s_churn, s_min, s_max and s_noise, None where not given. assignments: "key=value" of other
+    arguments of the sampler.
+    """
     own = model.formulation.sampler
     makers = samplers.named()
     if name is not None and name not in makers:
         raise unknown("--sampler", name, makers)
-    solver = own if name is None else makers[name]()
+    kind = own.name if name is None else name
+    given = parse_sampler(kind, assignments) | {key: value for key, value in churn.items() if value is not None}
+    if name is None and not given:
+        return own
+    keys = sampler_keys(kind)
+    for key in given:
+        if key not in keys:
+            raise InputError(f"--{key.replace('_', '-')} is given, but the sampler {kind} has no churn")
     before = getattr(own, "churn", None)
-    if given and before is None and "S_churn" not in given:
-        flag = next(iter(given)).lower().replace("_", "-")
-        raise InputError(f"--{flag} is given without --s-churn; without it there is no churn to shape")
-    wanted = dataclasses.replace(before, **given) if before is not None else samplers.Churn(**given) if given else None
-    if wanted is None:
-        return solver
-    if "churn" not in {field.name for field in dataclasses.fields(solver)}:  # type: ignore[arg-type]
-        if not given:
-            return solver
-        raise InputError(f"--s-churn is given, but the sampler {solver.name} has no churn")
-    return dataclasses.replace(solver, churn=wanted)  # type: ignore[type-var]
+    carried = {} if before is None or "s_churn" not in keys else _lower(before)
+    if name is None:
+        carried |= {key: value for key, value in _lower(own).items() if key in keys}
+    if "s_churn" not in carried | given:
+        shaped = [key for key in ("s_min", "s_max", "s_noise") if key in given and key not in _lower(makers[kind]())]
+        if shaped:
+            raise InputError(
+                f"--{shaped[0].replace('_', '-')} is given without --s-churn; without it there is no churn to shape"
+            )
+    return make_sampler(kind, carried | given)
+
+
+def _lower(part: object) -> dict[str, Any]:
+    """The fields of a sampler or of its churn, under the names that they have in a config."""
+    fields = dataclasses.fields(part)  # type: ignore[arg-type]
+    return {field.name.lower(): getattr(part, field.name) for field in fields}
+
+
+def parse_interval(argument: str, text: str) -> tuple[float, float]:
+    """ "0.3,5" as two numbers."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{argument} is {text!r}; it must be two noise levels such as 0.3,5") from None
+    return low, high
 
 
 def parse_numbers(argument: str, text: str) -> list[int]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from edmund import plots
-from edmund.cli._run import load_model, make_folder, parse_numbers, pick_sampler, say
+from edmund import guidance, plots
+from edmund.cli._run import (
+    CONFIG_FILE,
+    load_model,
+    make_folder,
+    parse_interval,
+    parse_numbers,
+    pick_sampler,
+    read_config,
+    say,
+)
+from edmund.denoiser import Denoiser
 from edmund.errors import InputError
 from edmund.images.report import as_condition, class_labels, draw_trajectory, is_image
 from edmund.model import Model
@@ -18,13 +29,28 @@ from edmund.sample import Trajectory
 from edmund.transform import Chain, MinMax
 
 
+class Solver(NamedTuple):
+    """What is asked of the sampler: its name, its churn, "key=value" of its other arguments."""
+
+    name: str | None
+    churn: Mapping[str, float | None]
+    assignments: Sequence[str]
+
+
+class Guide(NamedTuple):
+    """What is asked of guidance: the weight w, and the interval of sigma as "low,high"."""
+
+    w: float | None
+    interval: str | None
+
+
 def run(
     directory: Path,
     n: int | None,
     seeds: str | None,
     labels: str | None,
-    sampler: str | None,
-    churn: dict[str, float | None],
+    solver: Solver,
+    guide: Guide,
     options: dict[str, Any],
     *,
     trajectory: bool,
@@ -36,11 +62,10 @@ def run(
     numbers = _seeds(n, seeds)
     asked = _labels(labels, len(numbers), model)
     options = {key: value for key, value in options.items() if value is not None}
-    solver = pick_sampler(model, sampler, churn)
+    options["sampler"] = pick_sampler(model, *solver)
+    options["denoiser"] = _guided(model, guide, directory)
     folder = make_folder(out if out is not None else directory / "samples")
-    drawn = model.sample(
-        len(numbers), seeds=numbers, sampler=solver, return_trajectory=trajectory, **as_condition(asked), **options
-    )
+    drawn = model.sample(len(numbers), seeds=numbers, return_trajectory=trajectory, **as_condition(asked), **options)
     path = drawn if isinstance(drawn, Trajectory) else None
     samples = drawn.samples if isinstance(drawn, Trajectory) else drawn
 
@@ -92,6 +117,23 @@ def _labels(labels: str | None, n: int, model: Model) -> Tensor | None:
     if len(asked) > n:
         raise InputError(f"--labels {labels!r} names {len(asked)} classes for {n} samples; ask for more samples")
     return asked.repeat(-(-n // len(asked)))[:n]
+
+
+def _guided(model: Model, guide: Guide, directory: Path) -> Denoiser:
+    """The model's denoiser with classifier-free guidance, if that is asked for."""
+    if guide.w is None:
+        if guide.interval is not None:
+            raise InputError(f"--interval is {guide.interval!r} without --guidance; it says where to guide")
+        return model.denoiser
+    if not model.num_classes:
+        raise InputError(f"--guidance is {guide.w}, but the model has no classes to guide towards")
+    if (directory / CONFIG_FILE).is_file() and read_config(directory).options().label_dropout == 0:
+        raise InputError(
+            f"--guidance is {guide.w}, but the run was trained with training.label_dropout 0: its network never "
+            f"saw a sample without its label; train with label_dropout 0.1 or so"
+        )
+    interval = None if guide.interval is None else parse_interval("--interval", guide.interval)
+    return guidance.ClassifierFree(model.denoiser, guide.w, interval)
 
 
 def _limits(model: Model, samples: Tensor) -> tuple[float, float]:
