@@ -125,6 +125,8 @@ def _guided(model: Model, guide: Guide, directory: Path) -> Denoiser:
         if guide.interval is not None:
             raise InputError(f"--interval is {guide.interval!r} without --guidance; it says where to guide")
         return model.denoiser
+    if guide.w == 1:  # off
+        return model.denoiser
     if not model.num_classes:
         raise InputError(f"--guidance is {guide.w}, but the model has no classes to guide towards")
     if (directory / CONFIG_FILE).is_file() and read_config(directory).options().label_dropout == 0:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edmund import noise
-from edmund.denoiser import Preconditioned
+from edmund.denoiser import Preconditioned, drop_condition
 from edmund.formulation import Formulation
 from edmund.loss import DenoisingLoss
 from edmund.noise_density import NoiseDensity
@@ -74,16 +74,7 @@ def drop(condition: Mapping[str, Tensor], sample_keys: Tensor, probability: floa
     """
     if probability == 0 or not condition:
         return dict(condition)
-    dropped = noise.uniform(sample_keys, _DROP) < probability
-    out = dict(condition)
-    if "context" in condition or "image" in condition:
-        out["condition_dropped"] = dropped.to(next(iter(condition.values())).device, non_blocking=True)
-    labels = condition.get("labels")
-    if labels is not None:
-        where = dropped.to(labels.device, non_blocking=True)
-        none = labels.new_full((), -1 if labels.ndim == 1 else 0)
-        out["labels"] = torch.where(where.reshape(-1, *(1,) * (labels.ndim - 1)), none, labels)
-    return out
+    return drop_condition(condition, noise.uniform(sample_keys, _DROP) < probability)
 
 
 @contextmanager
