@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -250,6 +251,7 @@ def test_recorded():
 
 def test_sources_satisfy_the_protocol():
     assert isinstance(noise.Seeded([0]), noise.NoiseSource)
+    assert isinstance(noise.Brownian([0]), noise.NoiseSource)
     assert isinstance(noise.Recorded(torch.zeros(1, 1, 1)), noise.NoiseSource)
 
 
@@ -263,3 +265,142 @@ def test_bad_seeds(seed):
 def test_wrong_batch():
     with pytest.raises(InputError, match=r"2 seeds.*3 samples"):
         noise.Seeded([0, 1])(torch.zeros(3, 2), 0, 2.0, 1.0)
+
+
+# Brownian: one path a seed, whose increments the draws are.
+
+
+class Weights(noise.Brownian):
+    """A Brownian source whose normals are unit vectors: a draw is its own weights of all normals used so far."""
+
+    def __init__(self):
+        super().__init__([0])
+        self.numbers = {}
+
+    def _normal(self, cell, number, shape, where):
+        place = self.numbers.setdefault((cell, number), len(self.numbers))
+        unit = torch.zeros(1, *shape, dtype=F64)
+        unit[0, place] = 1
+        return unit
+
+
+def lengths(sigmas):
+    return -torch.as_tensor(sigmas, dtype=F64).log().diff()
+
+
+EDGES = {
+    "coarse": [3e12, 80.0, 5.0, 0.3, 1e-3, 1e-12],
+    "fine": torch.linspace(2.72, 2.71, 40, dtype=F64).tolist(),  # across ln sigma = 1
+    "finest": torch.exp(-torch.arange(0.3, 0.3 + 30 * 2**-16, 2**-16, dtype=F64)).tolist(),
+    "on the lattice": torch.exp(torch.tensor([3.0, 2.0, 1.5, 1.25, 1.0, 0.0, -1.0, -1.0625], dtype=F64)).tolist(),
+    "powers of two": [8.0, 4.0, 2.0, 1.0, 0.5, 0.25],
+    "random": (torch.rand(60, generator=torch.Generator().manual_seed(0), dtype=F64) * 12 - 6)
+    .exp()
+    .sort(descending=True)[0]
+    .tolist(),
+}
+
+
+@pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES)
+def test_brownian_law_is_exact(edges):
+    """Written in the independent normals that it is made of: unit variance, and no covariance of disjoint intervals."""
+    source, x = Weights(), torch.zeros(1, 2000, dtype=F64)
+    draws = torch.cat([source(x, 0, *pair) for pair in itertools.pairwise(edges)])
+    torch.testing.assert_close(draws @ draws.T, torch.eye(len(draws), dtype=F64), rtol=0, atol=2e-9)
+    whole = source(x, 0, edges[0], edges[-1])[0]
+    torch.testing.assert_close(whole @ whole, torch.ones((), dtype=F64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("edges", EDGES.values(), ids=EDGES)
+def test_brownian_increments_add_up(edges):
+    """Whatever the order in which they are asked."""
+    source, x = noise.Brownian(range(5)), torch.zeros(5, 3, dtype=F64)
+    pairs = list(itertools.pairwise(edges))
+    draws = torch.stack([source(x, 0, *pair) for pair in pairs])
+    whole = source(x, 7, edges[0], edges[-1], draw=3)
+    scaled = (draws * lengths(edges).sqrt()[:, None, None]).sum(0) / lengths([edges[0], edges[-1]]).sqrt()
+    torch.testing.assert_close(scaled, whole, rtol=1e-9, atol=1e-9)
+    backwards = torch.stack([source(x, 0, *pair) for pair in pairs[::-1]]).flip(0)
+    torch.testing.assert_close(backwards, draws, rtol=0, atol=0)
+
+
+def test_brownian_law():
+    """Of the numbers themselves: normal, and uncorrelated between intervals, seeds, positions and with the latents."""
+    source, x = noise.Brownian(range(4000)), torch.zeros(4000, 16, dtype=F64)
+    a, b, c = source(x, 0, 5.0, 2.0), source(x, 0, 2.0, 1.9), source(x, 0, 1.9, 0.01)
+    latents = source.latents((16,), dtype=F64, device=torch.device("cpu"))
+    white = noise.Seeded(range(4000))(x, 0, 5.0, 2.0)
+    for draw in (a, b, c):
+        assert stats.kstest(draw.flatten().numpy(), "norm").pvalue > 1e-3
+        assert abs(z_scores(draw[1:], draw[:-1])) < 4 and abs(z_scores(draw[:, 1:], draw[:, :-1])) < 4
+        assert abs(z_scores(draw, latents)) < 4 and abs(z_scores(draw, white)) < 4
+    for first, second in ((a, b), (b, c), (a, c)):
+        assert abs(z_scores(first, second)) < 4
+        assert abs(z_scores((first**2 - 1) / math.sqrt(2), (second**2 - 1) / math.sqrt(2))) < 4.5
+
+
+def test_brownian_streams_are_its_own():
+    """No two intervals of a path share a stream, and none has one of `Seeded`'s."""
+    asked = []
+
+    class Watched(noise.Brownian):
+        def _draw(self, shape, stream, dtype, device):
+            asked.append(stream)
+            return super()._draw(shape, stream, dtype, device)
+
+    source, x = Watched([0]), torch.zeros(1, 1, dtype=F64)
+    levels = torch.linspace(690, -700, 200, dtype=F64).exp()
+    for pair in itertools.pairwise(levels.tolist()):
+        source(x, 0, *pair)
+    # A cell is asked for its increment by the points in it and by the intervals across it: the same stream.
+    assert len(set(asked)) > 199 * 15
+    assert max(asked) < -(1 << 20) and min(asked) > -(1 << 62)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7)])
+def test_brownian_in_any_batch_and_order(shape, device):
+    seeds = [3, 1, 4, 1, 5, 9, 2, 6]
+    together, x = noise.Brownian(seeds), torch.zeros(8, *shape, dtype=F64, device=device)
+    draws = [together(x, 0, 2.0, 1.0), together(x, 1, 1.0, 0.3)]
+    assert draws[0].device.type == device.type and torch.equal(draws[0][1], draws[0][3])
+    for k, seed in enumerate(seeds):
+        alone = noise.Brownian([seed])
+        assert torch.equal(alone(x[:1], 5, 1.0, 0.3)[0], draws[1][k])  # without the interval before it
+        assert torch.equal(alone(x[:1], 5, 2.0, 1.0, draw=1)[0], draws[0][k])
+    part = together.rows(2, 5)
+    assert isinstance(part, noise.Brownian) and len(part) == 3
+    assert torch.equal(part(x[:3], 0, 1.0, 0.3), draws[1][2:5])
+    latents = noise.Seeded(seeds).latents(shape, dtype=F64, device=device)
+    assert torch.equal(together.latents(shape, dtype=F64, device=device), latents)
+
+
+def test_brownian_in_any_shape_and_dtype():
+    """What is kept of the last interval is that of its own shape, and is not written to."""
+    source = noise.Brownian([0, 1])
+    wide, narrow = torch.zeros(2, 4, dtype=F64), torch.zeros(2, 2)
+    first = source(wide, 0, 2.0, 1.5)
+    assert source(narrow, 0, 1.5, 1.0).dtype == torch.float32
+    second = source(wide, 0, 1.5, 1.0)
+    assert torch.equal(second, noise.Brownian([0, 1])(wide, 0, 1.5, 1.0))
+    assert torch.equal(second.float(), noise.Brownian([0, 1])(wide.float(), 0, 1.5, 1.0))
+    second.zero_()
+    assert torch.equal(source(wide, 0, 2.0, 1.5), first)
+    assert (source(wide, 0, 1.0, 0.9) - noise.Brownian([0, 1])(wide, 0, 1.0, 0.9)).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((1.0, 0.0), ["1.0 to 0.0"]),
+        ((1.0, 1.0), ["1.0 to 1.0"]),
+        ((1.0, 2.0), ["1.0 to 2.0", "churn"]),
+        ((math.inf, 2.0), ["inf"]),
+        ((2.5, 2.5 * (1 - 1e-7)), ["2\\^-16", "fewer steps"]),
+    ],
+)
+def test_brownian_needs_a_falling_interval(ends, words):
+    for word in words:
+        with pytest.raises(InputError, match=word):
+            noise.Brownian([0])(torch.zeros(1, 2), 0, *ends)
+    with pytest.raises(InputError, match=r"1 seeds.*2 samples"):
+        noise.Brownian([0])(torch.zeros(2, 2), 0, 2.0, 1.0)

@@ -9,6 +9,12 @@ words make two unit normals (Box & Muller 1958), in float64 with 53 random bits:
     r = sqrt(-2 ln u_1),   (n_1, n_2) = r (cos 2 pi u_2, sin 2 pi u_2)
 
 The integers are exact on every device; logarithm and cosine agree to a rounding of float64.
+
+Samplers of SDEs may be driven by one Brownian motion W a sample (`Brownian`), which fewer and more steps then share.
+Its time u = -ln sigma is cut into unit cells with independent increments, and a cell into halves, 16 times over (Levy's
+construction). Given both ends of an interval of width w, W at a share f of it lies on the line between them plus a
+normal of variance f (1 - f) w. So W at any one point of a finest interval is a weighted sum of 18 normals, each a
+function of its interval's number; and points in different finest intervals have exactly the law of a Brownian motion.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,6 +44,12 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 _STREAM_LATENTS = 0
 _STREAM_STEPS = 1
 _DRAWS_PER_STEP = 1 << 16
+
+# Brownian's normals: one for the increment of each unit cell and one for each of the cell's dyadic intervals, in
+# streams below all others. ln sigma of a positive float64 lies between -745 and 710.
+_STREAM_BROWNIAN = -(1 << 40)
+_LEVELS = 16
+_FIRST_CELL = -1024
 
 
 def _xor_shift(z: Tensor, bits: int) -> Tensor:
@@ -131,9 +143,9 @@ class Seeded:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def rows(self, start: int, stop: int) -> Seeded:
+    def rows(self, start: int, stop: int) -> Self:
         """The source of samples start .. stop - 1."""
-        part = object.__new__(Seeded)
+        part = object.__new__(type(self))
         part._keys = self._keys[start:stop]
         return part
 
@@ -143,15 +155,87 @@ class Seeded:
 
     def __call__(self, x: Tensor, step: int, sigma_from: float, sigma_to: float, draw: int = 0) -> Tensor:
         """Unit normals like x."""
+        self._check_batch(x)
+        return self._draw(x.shape[1:], _STREAM_STEPS + step * _DRAWS_PER_STEP + draw, x.dtype, x.device)
+
+    def _check_batch(self, x: Tensor) -> None:
         if len(x) != len(self._keys):
             raise InputError(f"the noise source has {len(self._keys)} seeds, but the batch has {len(x)} samples")
-        return self._draw(x.shape[1:], _STREAM_STEPS + step * _DRAWS_PER_STEP + draw, x.dtype, x.device)
 
     def _draw(self, shape: Sequence[int], stream: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         # A device without float64 (MPS) gets the numbers of the CPU.
         where = torch.device("cpu") if device.type == "mps" else device
         self._keys = self._keys.to(where)
         return normal(self._keys, shape, stream, dtype=dtype).to(device)
+
+
+class Brownian(Seeded):
+    """The increments of one Brownian motion a sample, divided by their std: for samplers of SDEs.
+
+    The motion's time is -ln sigma. A draw depends on its interval of sigma alone, not on the numbers of step and draw:
+    with steps of half the length the same path is refined, so samples converge as the steps get short. Draws over
+    disjoint intervals are independent, and those over adjacent ones add up: sqrt(a) n(I) + sqrt(b) n(J) = sqrt(a + b)
+    n(I and J together), with a and b the lengths in ln sigma. What the samples start from is `Seeded`'s.
+    """
+
+    # W at the end of the last interval, relative to the start of its cell: most often the next one begins there.
+    _last: tuple[float, tuple[int, ...], torch.device, Tensor] | None = None
+
+    def __call__(self, x: Tensor, step: int, sigma_from: float, sigma_to: float, draw: int = 0) -> Tensor:
+        """The normalised increment from sigma_from down to sigma_to > 0, like x; `step` and `draw` do not matter.
+
+        Raises InputError unless sigma falls, by more than 2^-16 of itself.
+        """
+        self._check_batch(x)
+        if not 0 < sigma_to < sigma_from < math.inf:
+            raise InputError(
+                f"sigma goes from {sigma_from!r} to {sigma_to!r}; Brownian noise is that of steps down to a positive "
+                "sigma: churn and correctors draw from Seeded"
+            )
+        start, end = -math.log(sigma_from), -math.log(sigma_to)
+        if math.floor(start * 2**_LEVELS) == math.floor(end * 2**_LEVELS):
+            raise InputError(
+                f"sigma goes from {sigma_from!r} to {sigma_to!r}; a Brownian path is resolved to 2^-{_LEVELS} in "
+                "ln sigma: take fewer steps"
+            )
+        # A device without float64 (MPS) gets the numbers of the CPU.
+        where = torch.device("cpu") if x.device.type == "mps" else x.device
+        shape = tuple(x.shape[1:])
+        begin = self._within_cell(start, shape, where)
+        stop = self._within_cell(end, shape, where)
+        self._last = end, shape, where, stop
+        increment = stop - begin
+        for cell in range(math.floor(start), math.floor(end)):
+            increment += self._normal(cell, 0, shape, where)
+        return increment.div_(math.sqrt(end - start)).to(dtype=x.dtype).to(x.device)
+
+    def _within_cell(self, time: float, shape: tuple[int, ...], where: torch.device) -> Tensor:
+        """W(time) - W(floor(time)), float64 [B, *shape]; not to be written to."""
+        if self._last is not None and self._last[:3] == (time, shape, where):
+            return self._last[3]
+        cell = math.floor(time)
+        share = time - cell
+        value = torch.zeros(len(self._keys), *shape, dtype=torch.float64, device=where)
+        if share == 0:
+            return value
+        value.add_(self._normal(cell, 0, shape, where), alpha=share)
+        for level in range(_LEVELS + 1):
+            place, share_here = divmod(share * 2**level, 1.0)
+            if share_here == 0:
+                break  # an end of intervals at this level and all below
+            if level < _LEVELS:
+                # What the midpoint departs from the line between the ends, on the line from there to either end.
+                weight = 0.5 * (1 - abs(2 * share_here - 1))
+            else:
+                weight = math.sqrt(share_here * (1 - share_here))
+            number = 2**level + int(place)
+            value.add_(self._normal(cell, number, shape, where), alpha=weight * 2 ** (-level / 2))
+        return value
+
+    def _normal(self, cell: int, number: int, shape: tuple[int, ...], where: torch.device) -> Tensor:
+        """The normal of a cell's increment (number 0) or of its dyadic interval: 2^level + place."""
+        stream = _STREAM_BROWNIAN - (((cell - _FIRST_CELL) << (_LEVELS + 1)) + number)
+        return self._draw(shape, stream, torch.float64, where)
 
 
 class Recorded:
