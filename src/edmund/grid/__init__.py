@@ -12,6 +12,7 @@ import sys
 from edmund import registry
 from edmund.grid._base import Grid
 from edmund.grid.closed_form import EDM, IDDPM, VE, VP, Fixed, PolyExponential, UniformTime
+from edmund.grid.optimised import Optimised
 
 
 def named() -> dict[str, type[Grid]]:
@@ -19,4 +20,4 @@ def named() -> dict[str, type[Grid]]:
     return registry.in_package(sys.modules[__name__], Grid)
 
 
-__all__ = ["EDM", "IDDPM", "VE", "VP", "Fixed", "Grid", "PolyExponential", "UniformTime", "named"]
+__all__ = ["EDM", "IDDPM", "VE", "VP", "Fixed", "Grid", "Optimised", "PolyExponential", "UniformTime", "named"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,3 +54,13 @@ class Grid(ABC):
 def ramp(num_steps: int) -> Tensor:
     """i / (N - 1) for i = 0 .. N - 1."""
     return torch.arange(num_steps, dtype=torch.float64) / (num_steps - 1)
+
+
+def check_falling(sigmas: Sequence[float] | Tensor) -> tuple[float, ...]:
+    """The levels without a final 0; InputError unless they are finite, positive and fall strictly."""
+    values = [float(value) for value in sigmas]
+    positive = values[:-1] if values and values[-1] == 0 else values
+    falling = all(later < earlier for earlier, later in itertools.pairwise(positive))
+    if not positive or not falling or positive[-1] <= 0 or not math.isfinite(positive[0]):
+        raise InputError(f"sigmas is {values}; levels are finite, positive and fall strictly (a final 0 may follow)")
+    return tuple(positive)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edmund.errors import InputError, check_positive
-from edmund.grid._base import Grid, ramp
+from edmund.grid._base import Grid, check_falling, ramp
 from edmund.process import VP as VPProcess
 from edmund.process import Process, iddpm_levels
 
@@ -111,14 +109,7 @@ class Fixed(Grid):
     sigmas: tuple[float, ...]
 
     def __init__(self, sigmas: Sequence[float] | Tensor) -> None:
-        values = [float(value) for value in sigmas]
-        positive = values[:-1] if values and values[-1] == 0 else values
-        falling = all(later < earlier for earlier, later in itertools.pairwise(positive))
-        if not positive or not falling or positive[-1] <= 0 or not math.isfinite(positive[0]):
-            raise InputError(
-                f"sigmas is {values}; levels are finite, positive and fall strictly (a final 0 may follow)"
-            )
-        object.__setattr__(self, "sigmas", tuple(positive))
+        object.__setattr__(self, "sigmas", check_falling(sigmas))
 
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         return torch.tensor(self.sigmas, dtype=torch.float64)
