@@ -13,6 +13,10 @@ from collections.abc import Callable
 from edmund import registry
 from edmund.samplers._base import Callback, Churn, Sampler, Step
 from edmund.samplers._linear import LinearSampler, LinearStep, OneStepSampler, Stage
+from edmund.samplers.ddim import DDIM
+from edmund.samplers.dpm_2 import DPM2
+from edmund.samplers.dpm_fast import DPMFast
+from edmund.samplers.dpmpp_2s import DPMpp2S
 from edmund.samplers.euler import Euler
 from edmund.samplers.heun import Heun
 from edmund.samplers.restart import Restart
@@ -28,8 +32,12 @@ def named() -> dict[str, Callable[..., Sampler]]:
 
 
 __all__ = [
+    "DDIM",
+    "DPM2",
     "Callback",
     "Churn",
+    "DPMFast",
+    "DPMpp2S",
     "Euler",
     "Heun",
     "LinearSampler",
