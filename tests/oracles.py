@@ -118,3 +118,29 @@ def weak_order(solver, oracle, path, steps=(64, 128)):
     """The slope of the law's largest error (mean or std) on positive nodes from sigma 10 to 0.3."""
     coarse, fine = (max(law_error(solver, oracle, path, grid.EDM(3.0)(n + 1, 0.3, 10.0)[:-1])) for n in steps)
     return math.log2(coarse / fine) / math.log2(steps[1] / steps[0])
+
+
+def ramped(steps, sigma_min=0.3, sigma_max=10.0, rho=3.0, halvings=20):
+    """Positive nodes uniform in sigma^(1/rho), but the first step halved again and again: step, step/2, ..., step/2^20,
+    and once more that.
+
+    A multistep method's first steps are of lower order than it is. Here the first is 2^-20 of the others: what it adds
+    to the error, of order 2 and 2^-40 times, does not show. Each of the next is twice the one before, with as many
+    levels behind it as the method asks for.
+    """
+    even = grid.EDM(rho)(steps + 1, sigma_min, sigma_max)[:-1]
+    fractions = 2.0 ** -torch.arange(halvings, 0, -1, dtype=F64)
+    first, second = even[0] ** (1 / rho), even[1] ** (1 / rho)
+    return torch.cat([even[:1], (first + fractions * (second - first)) ** rho, even[1:]])
+
+
+def measured_multistep_order(solver, oracle, path, exact=None, steps=(64, 128, 256)):
+    """As measured_order, of a multistep method without the error of its start."""
+    x = noisy(oracle, 16, 10.0)
+    ends = [integrate(solver, oracle, path, x, ramped(n)) for n in steps]
+    if exact is None:
+        coarse, fine = (ends[0] - ends[1]).norm(), (ends[1] - ends[2]).norm()
+    else:
+        truth = exact(oracle, x, 10.0, 0.3)
+        coarse, fine = (ends[1] - truth).norm(), (ends[2] - truth).norm()
+    return math.log2(coarse / fine)

@@ -13,13 +13,21 @@ from collections.abc import Callable
 from edmund import registry
 from edmund.samplers._base import Callback, Churn, Sampler, Step
 from edmund.samplers._linear import LinearSampler, LinearStep, OneStepSampler, Stage
+from edmund.samplers.adaptive import Adaptive
 from edmund.samplers.ddim import DDIM
+from edmund.samplers.deis import DEIS
 from edmund.samplers.dpm_2 import DPM2
 from edmund.samplers.dpm_fast import DPMFast
+from edmund.samplers.dpmpp_2m import DPMpp2M
 from edmund.samplers.dpmpp_2s import DPMpp2S
+from edmund.samplers.dpmpp_3m import DPMpp3M
 from edmund.samplers.euler import Euler
 from edmund.samplers.heun import Heun
+from edmund.samplers.ipndm import IPNDM, PNDM
+from edmund.samplers.lms import LMS
 from edmund.samplers.restart import Restart
+from edmund.samplers.sa_solver import SASolver
+from edmund.samplers.unipc import UniPC
 
 
 def named() -> dict[str, Callable[..., Sampler]]:
@@ -33,19 +41,28 @@ def named() -> dict[str, Callable[..., Sampler]]:
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "DPM2",
+    "IPNDM",
+    "LMS",
+    "PNDM",
+    "Adaptive",
     "Callback",
     "Churn",
     "DPMFast",
+    "DPMpp2M",
     "DPMpp2S",
+    "DPMpp3M",
     "Euler",
     "Heun",
     "LinearSampler",
     "LinearStep",
     "OneStepSampler",
     "Restart",
+    "SASolver",
     "Sampler",
     "Stage",
     "Step",
+    "UniPC",
     "named",
 ]
