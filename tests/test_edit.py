@@ -13,13 +13,14 @@ import edmund
 from edmund import denoiser, formulation, grid, networks, noise, preconditioning, process, transform
 from edmund.edit import edit
 from edmund.errors import InputError
-from edmund.samplers import Churn, Heun, Restart
+from edmund.samplers import Adaptive, Churn, Heun, Restart
 
 CHURNED = Heun(Churn(10.0))
 SOLVERS = {
     "heun": Heun(),
     "churned": CHURNED,
     "restart": Restart(((0.05, 0.5, 3, 2),)),
+    "adaptive": Adaptive(rtol=1e-6, atol=1e-6),
 }
 
 

@@ -55,8 +55,8 @@ def edit(
     change, 0 where exactly x is returned; None: everywhere.
 
     options: those of `edmund.sample` (sampler, num_steps, grid, seeds, batch_size, condition, return_trajectory, ...),
-    which runs num_steps steps from sigma down; latents are n. Each sample's n comes from its seed; what a stochastic sampler
-    then draws is independent of it.
+    which runs num_steps steps from sigma down; latents are n. Each sample's n comes from its seed; what a stochastic
+    sampler then draws is independent of it.
 
     Raises InputError for x, sigma, a mask or options that cannot be used, before the denoiser is called.
     """

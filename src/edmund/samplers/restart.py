@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -222,6 +222,9 @@ class _Counter:
 
         def tell(step: Step) -> None:
             self.calls = before + step.nfe
-            callback(replace(step, index=first + step.index, nfe=self.calls))
+            # In place: nobody else has the step, and a copy would compute an image that is left until it is read.
+            object.__setattr__(step, "index", first + step.index)
+            object.__setattr__(step, "nfe", self.calls)
+            callback(step)
 
         return tell
