@@ -38,8 +38,8 @@ from edmund.errors import InputError, check_positive, unknown
 from edmund.guidance import Wrapper
 from edmund.model import Model
 from edmund.noise import Seeded
+from edmund.probability_flow import check_data, opened
 from edmund.sample import Trajectory, _check_condition, _levels, _resolve_grid, _sources, sample
-from edmund.transform import Identity
 
 _OPTIONS = frozenset(inspect.signature(sample).parameters) - {"denoiser", "shape", "sigma_max"}
 
@@ -63,12 +63,8 @@ def edit(
     for key in options:
         if key not in _OPTIONS:
             raise unknown("argument of edit", key, ["mask", *_OPTIONS])
-    inner, transform = (
-        (denoiser.denoiser, denoiser.transform) if isinstance(denoiser, Model) else (denoiser, Identity())
-    )
-    if isinstance(inner, type) or not callable(inner):
-        raise InputError(f"denoiser is {inner!r}; it must be a Model or a callable (x, sigma, **condition) -> E[y | x]")
-    data = _check_data(x, denoiser)
+    inner, transform = opened(denoiser)
+    data = check_data(x, denoiser)
     n, *item = data.shape
     changed = None if mask is None else _check_mask(mask, data)
     first = _first_level(inner, sigma, options)
@@ -101,24 +97,6 @@ class _Masked(Wrapper):
 
     def forward(self, x: Tensor, sigma: Tensor, *, edit_mask: Tensor, edit_kept: Tensor, **condition: Tensor) -> Tensor:
         return torch.lerp(edit_kept.to(x.dtype), self.denoiser(x, sigma, **condition), edit_mask.to(x.dtype))
-
-
-def _check_data(x: Tensor, denoiser: Denoiser | Model) -> Tensor:
-    """x [n, *] as finite float64."""
-    if not isinstance(x, Tensor):
-        raise InputError(f"x is a {type(x).__name__}; it must be a tensor of data [n, *]")
-    if x.ndim < 2 or x.numel() == 0:
-        raise InputError(
-            f"x has shape {tuple(x.shape)}; it must be [n, *], a batch axis before the shape of one sample"
-        )
-    if isinstance(denoiser, Model) and x.ndim != 1 + len(denoiser.shape):
-        raise InputError(f"x has shape {tuple(x.shape)}; the model's samples have {denoiser.shape}, after a batch axis")
-    if x.is_complex() or x.dtype == torch.bool:
-        raise InputError(f"x is {x.dtype}; data are real numbers")
-    bad = int((~torch.isfinite(x)).sum())
-    if bad:
-        raise InputError(f"x holds {bad} NaN or infinite values among {x.numel()}; every value must be finite")
-    return x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
 
 
 def _check_mask(mask: Tensor, x: Tensor) -> Tensor:
