@@ -201,6 +201,18 @@ def test_fixed_steps_of_every_process(name, sampler, order):
         assert errors[1] < 1e-2
 
 
+def test_every_sampler_follows_the_density_or_says_why_not():
+    oracle = mixture(2)
+    x = noisy(oracle, 4)
+    for name, make in samplers.named().items():
+        if make().stochastic:
+            with pytest.raises(InputError, match="which draws noise; a likelihood follows"):
+                density(oracle, x, sampler=name)
+        else:
+            error = (density(oracle, x, sampler=name, num_steps=129) - oracle.log_prob(x, LOW)).abs().max()
+            assert error < (0.05 if make().order > 1 else 0.6), (name, error)
+
+
 def test_fixed_steps_count_their_calls():
     oracle = mixture(2)
     found = density(oracle, noisy(oracle, 3), num_steps=10, return_error=True)
