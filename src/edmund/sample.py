@@ -24,7 +24,7 @@ from edmund import registry, samplers
 from edmund.denoiser import Denoiser
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count, check_positive, unknown
-from edmund.noise import NoiseSource, Recorded, Seeded
+from edmund.noise import Brownian, NoiseSource, Recorded, Seeded
 
 # Without a batch_size, a batch has about this many numbers: 8 MiB in float64, large enough to keep a device busy.
 _DEFAULT_BATCH_ELEMENTS = 1 << 20
@@ -73,8 +73,9 @@ def sample(
 
     seeds: one integer a sample, None: 0 .. n-1. Each sample has a random stream of its own, so it is the same whatever
     the batch size, the order, the device and the other samples. latents: unit normals [n, *] to start from instead.
-    noise: the source of the normals that stochastic samplers draw. condition: keyword tensors with a batch axis of n or
-    1.
+    noise: the source of the normals that stochastic samplers draw; None: the seeds' own, which to the solver of an SDE
+    are the increments of one Brownian path a seed: more steps refine the same sample. condition: keyword tensors with a
+    batch axis of n or 1.
 
     batch_size: samples at a time; the device holds O(batch_size) of them. dtype: of the state (float32 where the device
     has no float64). device: where the state lives; None: where the denoiser's parameters, the latents or the conditions
@@ -96,7 +97,8 @@ def sample(
     nodes = _resolve_grid(grid, defaults)
     sigmas = _levels(denoiser, defaults, nodes, num_steps, sigma_min, sigma_max)
     visited = solver.visited(sigmas) if isinstance(solver, samplers.Sampler) else sigmas[:-1]
-    source, starts = _sources(n, len(visited), item, seeds, latents, noise)
+    brownian = isinstance(solver, samplers.Sampler) and solver.brownian
+    source, starts = _sources(n, len(visited), item, seeds, latents, noise, brownian=brownian)
     conditions = _check_condition(condition, n, denoiser)
     size = _check_batch_size(batch_size, n, item)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -231,6 +233,8 @@ def _sources(
     seeds: Sequence[int] | range | Tensor | None,
     latents: Tensor | None,
     noise: NoiseSource | None,
+    *,
+    brownian: bool,
 ) -> tuple[NoiseSource, Seeded | Tensor]:
     """The sampler's noise source, and what the samples start from: seeds or given latents."""
     if noise is not None and not callable(noise):
