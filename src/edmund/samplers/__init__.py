@@ -21,12 +21,16 @@ from edmund.samplers.dpm_fast import DPMFast
 from edmund.samplers.dpmpp_2m import DPMpp2M
 from edmund.samplers.dpmpp_2s import DPMpp2S
 from edmund.samplers.dpmpp_3m import DPMpp3M
+from edmund.samplers.dpmpp_sde import DPMppSDE
 from edmund.samplers.euler import Euler
+from edmund.samplers.euler_maruyama import EulerMaruyama
 from edmund.samplers.heun import Heun
 from edmund.samplers.ipndm import IPNDM, PNDM
 from edmund.samplers.lms import LMS
+from edmund.samplers.predictor_corrector import PredictorCorrector
 from edmund.samplers.restart import Restart
 from edmund.samplers.sa_solver import SASolver
+from edmund.samplers.sde_heun import SDEHeun
 from edmund.samplers.unipc import UniPC
 
 
@@ -53,13 +57,17 @@ __all__ = [
     "DPMpp2M",
     "DPMpp2S",
     "DPMpp3M",
+    "DPMppSDE",
     "Euler",
+    "EulerMaruyama",
     "Heun",
     "LinearSampler",
     "LinearStep",
     "OneStepSampler",
+    "PredictorCorrector",
     "Restart",
     "SASolver",
+    "SDEHeun",
     "Sampler",
     "Stage",
     "Step",
