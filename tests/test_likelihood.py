@@ -117,15 +117,15 @@ def test_conditions_have_their_own_moments():
 
 
 def test_batches_do_not_matter():
-    oracle, shift = mixture(2), randn(9, 2, seed=5)
-    x = noisy(oracle, 9) + shift
+    oracle, shift = mixture(2), randn(6, 2, seed=5)
+    x = noisy(oracle, 6) + shift
     for options in ({"rtol": 1e-4, "atol": 1e-4}, {"n_probes": 4, "rtol": 1e-3, "atol": 1e-3}):
         together = density(shifted(oracle), x, condition={"shift": shift}, **options)
-        for size in (1, 4):
+        for size in (1, 5):
             parts = density(shifted(oracle), x, condition={"shift": shift}, batch_size=size, **options)
             torch.testing.assert_close(parts, together, rtol=0, atol=1e-11)
-    seeded = density(oracle, x, n_probes=4, rtol=1e-3, atol=1e-3, seeds=range(20, 29))
-    turned = density(oracle, x.flip(0), n_probes=4, rtol=1e-3, atol=1e-3, seeds=range(28, 19, -1))
+    seeded = density(oracle, x, n_probes=4, rtol=1e-3, atol=1e-3, seeds=range(20, 26))
+    turned = density(oracle, x.flip(0), n_probes=4, rtol=1e-3, atol=1e-3, seeds=range(25, 19, -1))
     torch.testing.assert_close(turned.flip(0), seeded, rtol=0, atol=1e-11)
 
 
@@ -136,8 +136,8 @@ def lattice(reach, count):
 
 def test_integrates_to_one():
     x, cell = lattice(5.1, 35)
-    total = (density(mixture(2), x, rtol=1e-5, atol=1e-5).exp() * cell).sum()
-    assert abs(total - 1) < 2e-4
+    total = (density(mixture(2), x, rtol=1e-4, atol=1e-4).exp() * cell).sum()
+    assert abs(total - 1) < 5e-4
 
 
 def test_any_network_integrates_to_one():
@@ -152,16 +152,16 @@ def test_any_network_integrates_to_one():
 
 
 def test_probes_are_unbiased_and_their_errors_calibrated():
-    oracle, n = gaussian(8), 400
+    oracle, n = gaussian(8), 250
     x = noisy(oracle, 1).expand(n, 8)
     exact = oracle.log_prob(x[:1], LOW)
     found = density(oracle, x, n_probes=16, seeds=range(100, 100 + n), rtol=1e-4, atol=1e-4, return_error=True)
     assert isinstance(found, LogProb) and found.error.min() > 0
     scores = (found.value - exact) / found.error
     # Student's t with 15 degrees of freedom: std 1.07.
-    assert 0.97 < scores.std() < 1.17
+    assert 0.95 < scores.std() < 1.2
     assert abs((found.value - exact).mean()) < 3 * found.value.std() / math.sqrt(n)
-    assert abs(found.value.std() / found.error.square().mean().sqrt() - 1) < 0.1
+    assert abs(found.value.std() / found.error.square().mean().sqrt() - 1) < 0.13
 
 
 @pytest.mark.parametrize("n_probes", [2, 30])
@@ -209,8 +209,8 @@ def test_every_sampler_follows_the_density_or_says_why_not():
             with pytest.raises(InputError, match="which draws noise; a likelihood follows"):
                 density(oracle, x, sampler=name)
         else:
-            error = (density(oracle, x, sampler=name, num_steps=129) - oracle.log_prob(x, LOW)).abs().max()
-            assert error < (0.05 if make().order > 1 else 0.6), (name, error)
+            error = (density(oracle, x, sampler=name, num_steps=65) - oracle.log_prob(x, LOW)).abs().max()
+            assert error < (0.06 if make().order > 1 else 0.9), (name, error)
 
 
 def test_fixed_steps_count_their_calls():
@@ -323,13 +323,13 @@ def expected_bits(image, mean, variance, levels):
 def test_bits_per_dim(levels):
     mean = torch.tensor([-0.3, 0.1, 0.4, 0.0], dtype=F64)
     variance = torch.tensor([0.3, 0.1, 0.2, 0.05], dtype=F64)
-    oracle, n = Gaussian(mean, torch.diag(variance)), 800
+    oracle, n = Gaussian(mean, torch.diag(variance)), 400
     image = ((torch.tensor([-0.5, 0.2, 0.6, 0.1]) + 1) / 2 * (levels - 1)).round().to(torch.uint8)
     images = image.reshape(1, 1, 2, 2).expand(n, -1, -1, -1)
-    options = {"rtol": 1e-5, "atol": 1e-5, "progress": False, "levels": levels}
+    options = {"rtol": 1e-4, "atol": 1e-4, "progress": False, "levels": levels}
     bits = bits_per_dim(as_images(oracle, 1, 2, 2), images, **options)
     spread = bits.std() / math.sqrt(n)
-    assert abs(bits.mean() - expected_bits(image, mean, variance + LOW**2, levels)) < 3 * spread + 1e-4
+    assert abs(bits.mean() - expected_bits(image, mean, variance + LOW**2, levels)) < 3 * spread + 3e-4
     # The jitter of the log-density is that of u uniform in [-1/2, 1/2), to first order along its gradient.
     half = (levels - 1) / 2
     gradient = (image / half - 1 - mean) / variance / half
@@ -340,7 +340,7 @@ def test_bits_per_dim(levels):
     assert isinstance(flat, BitsPerDim) and flat.error.max() == 0
     probed = bits_per_dim(other, image.expand(4, -1), **options, n_probes=40, return_error=True)
     assert ((probed.value - flat.value) / probed.error).abs().max() < 4 and probed.error.max() < 0.2
-    torch.testing.assert_close(flat.value, bits[:4], rtol=0, atol=1e-4)
+    torch.testing.assert_close(flat.value, bits[:4], rtol=0, atol=3e-4)
 
 
 def test_dequantisation_and_probes_are_independent_of_latents():
