@@ -476,9 +476,33 @@ def test_a_sampler_of_ones_own_is_what_the_guide_says():
     torch.testing.assert_close(ours, Euler()(oracle, x, sigmas, process=process.EDM()), rtol=1e-10, atol=1e-11)
 
 
+STOCHASTIC = [
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "ddpm",
+    "euler_maruyama",
+    "sde_heun",
+    "predictor_corrector",
+    "restart",
+    "sa_solver",
+]
+
+
 def test_names():
     makers = samplers.named()
-    assert set(makers) == {"euler", "heun", "midpoint", "ralston"}
+    # k-diffusion's names, and those of the methods that it has not.
+    theirs = """euler heun midpoint ralston euler_ancestral dpm_2 dpm_2_ancestral lms dpmpp_2s dpmpp_2s_ancestral dpmpp_sde
+        dpmpp_2m dpmpp_2m_sde dpmpp_3m dpmpp_3m_sde dpm_fast"""
+    others = "ddim ddpm deis unipc adaptive euler_maruyama sde_heun predictor_corrector restart sa_solver ipndm pndm"
+    assert set(makers) == {*theirs.split(), *others.split()}
+    for name, make in makers.items():
+        sampler = make()
+        assert sampler.order >= 1 and sampler.nfe_per_step >= 1 and sampler.source
+        assert sampler.stochastic == (name in STOCHASTIC)
     assert makers["midpoint"]() == Heun(alpha=0.5) and makers["ralston"]() == Heun(alpha=2 / 3)
     assert makers["heun"](churn=Churn(1.0)) == Heun(Churn(1.0)) and makers["euler"]() == Euler()
 
@@ -514,3 +538,18 @@ def test_errors(build, words):
         build()
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", samplers.named())
+def test_a_grid_of_one_step_works(name):
+    """[sigma_max, 0]: one denoiser call at sigma_max, whose image is the sample where the step to 0 is exact in D."""
+    oracle, calls = mixture(), []
+
+    def counted(x, sigma):
+        calls.append(float(sigma.max()))
+        return oracle(x, sigma)
+
+    x = edmund.sample(counted, (3, 2), sampler=name, num_steps=1, sigma_max=5.0, progress=False)
+    start = 5.0 * noise.Seeded(range(3)).latents((2,), dtype=F64, device=torch.device("cpu"))
+    torch.testing.assert_close(x, oracle(start, torch.tensor(5.0)), rtol=1e-9, atol=1e-9)
+    assert calls == [5.0]

@@ -104,7 +104,9 @@ def _arguments(function: Callable[..., Any]) -> Keys:
     given: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):
         given, function = function.keywords, function.func
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    # A dataclass inherits fields from modules that import what its own does not.
+    whole = dataclasses.is_dataclass(function) or not inspect.isclass(function)
+    hints = get_type_hints(function if whole else function.__init__)
     parameters = inspect.signature(function).parameters.values()
     return {p.name.lower(): Key(hints.get(p.name, Any), given.get(p.name, p.default)) for p in parameters}
 

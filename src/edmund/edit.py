@@ -71,7 +71,7 @@ def edit(
 
     # In float64, which MPS has not: the state is made from it on the denoiser's device.
     kept = transform.forward(data)
-    _, starts = _sources(n, 0, tuple(item), options.get("seeds"), options.get("latents"), None)
+    _, starts = _sources(n, 0, tuple(item), options.get("seeds"), options.get("latents"), None, brownian=False)
     normals = starts.latents(item, dtype=kept.dtype, device=kept.device) if isinstance(starts, Seeded) else starts
     # sample starts at s(t_0) sigma_0 latents, where s(t_0) (x + sigma_0 n) is wanted.
     options["latents"] = (kept / first).add(normals.to(kept))

@@ -126,7 +126,9 @@ def integrate(
         taken = _beside(accepted, y)
         y = torch.where(taken, y_new, y)
         k_first = torch.where(taken, k[-1], k_first)
-        growth = (_SAFETY * e ** (-1 / _ORDER)).clamp(_LEAST, _MOST)
+        # By exp and log: the power of a vectorised loop and that of its remainder differ in the last bit, and a sample
+        # must not depend on its place in the batch.
+        growth = (_SAFETY * torch.exp(torch.log(e) * (-1 / _ORDER))).clamp(_LEAST, _MOST)
         growth = torch.where(accepted, growth, torch.where(e.isfinite(), growth.clamp(max=1.0), _LEAST))
         h = h * growth.to(clock)
         finished = accepted & last
@@ -184,7 +186,7 @@ def _first_step(
     moved = y + _beside(forward * probe, y).to(y.dtype) * slope
     curvature = norm((f(t + forward * probe, moved, rows) - slope) / scale) / probe
     steepest = torch.maximum(speed, curvature)
-    h = torch.where(steepest <= 1e-15, 1e-3 * span, (0.01 / steepest) ** (1 / _ORDER))
+    h = torch.where(steepest <= 1e-15, 1e-3 * span, torch.exp(torch.log(0.01 / steepest) / _ORDER))
     h = torch.minimum(100 * probe, h.to(t.dtype))
     return torch.where(h.isfinite(), h, 1e-6 * span).clamp(max=span)
 

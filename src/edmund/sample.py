@@ -24,7 +24,7 @@ from edmund import registry, samplers
 from edmund.denoiser import Denoiser
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count, check_positive, unknown
-from edmund.noise import Brownian, NoiseSource, Recorded, Seeded
+from edmund.noise import NoiseSource, Recorded, Seeded
 
 # Without a batch_size, a batch has about this many numbers: 8 MiB in float64, large enough to keep a device busy.
 _DEFAULT_BATCH_ELEMENTS = 1 << 20
@@ -96,7 +96,7 @@ def sample(
     )
     nodes = _resolve_grid(grid, defaults)
     sigmas = _levels(denoiser, defaults, nodes, num_steps, sigma_min, sigma_max)
-    visited = solver.visited(sigmas) if isinstance(solver, samplers.Sampler) else sigmas[:-1]
+    visited = (solver.visited(sigmas) if isinstance(solver, samplers.Sampler) else sigmas[:-1]).clone()
     brownian = isinstance(solver, samplers.Sampler) and solver.brownian
     source, starts = _sources(n, len(visited), item, seeds, latents, noise, brownian=brownian)
     conditions = _check_condition(condition, n, denoiser)
@@ -125,6 +125,7 @@ def sample(
             def report(step: samplers.Step, start: int = start, stop: int = stop) -> None:
                 bar.advance()
                 if return_trajectory:
+                    visited[step.index] = step.sigma  # as the sampler rounded it to the levels of a discrete model
                     states[step.index, start:stop] = step.unscaled.cpu()
                     denoised[step.index, start:stop] = step.denoised.cpu()
                 if callback is not None:
