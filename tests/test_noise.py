@@ -277,11 +277,11 @@ class Weights(noise.Brownian):
         super().__init__([0])
         self.numbers = {}
 
-    def _normal(self, cell, number, shape, where):
-        place = self.numbers.setdefault((cell, number), len(self.numbers))
-        unit = torch.zeros(1, *shape, dtype=F64)
-        unit[0, place] = 1
-        return unit
+    def _units(self, terms, like):
+        units = torch.zeros(len(terms), *like.shape, dtype=F64)
+        for k, (cell, number, _) in enumerate(terms):
+            units[k, 0, self.numbers.setdefault((cell, number), len(self.numbers))] = 1
+        return units
 
 
 def lengths(sigmas):
@@ -339,22 +339,26 @@ def test_brownian_law():
         assert abs(z_scores((first**2 - 1) / math.sqrt(2), (second**2 - 1) / math.sqrt(2))) < 4.5
 
 
+def test_brownian_streams():
+    """What the numbers are made of, in plain integers: W at the middle of a cell, and over two cells."""
+    base = -(2**40) - (1024 << 17)  # of the cell [0, 1) of -ln sigma
+
+    def plain(cell, number):
+        return torch.tensor(plain_normal(0, 5, base - (cell << 17) - number, 3), dtype=F64)
+
+    source, x = noise.Brownian([5]), torch.zeros(1, 3, dtype=F64)
+    half = source(x, 0, 1.0, math.exp(-0.5))[0] * math.sqrt(0.5)
+    torch.testing.assert_close(half, plain(0, 0) / 2 + plain(0, 1) / 2, rtol=1e-7, atol=1e-7)
+    cells = source(x, 0, math.e, math.exp(-1))[0] * math.sqrt(2)
+    torch.testing.assert_close(cells, plain(-1, 0) + plain(0, 0), rtol=1e-7, atol=1e-7)
+
+
 def test_brownian_streams_are_its_own():
     """No two intervals of a path share a stream, and none has one of `Seeded`'s."""
-    asked = []
-
-    class Watched(noise.Brownian):
-        def _draw(self, shape, stream, dtype, device):
-            asked.append(stream)
-            return super()._draw(shape, stream, dtype, device)
-
-    source, x = Watched([0]), torch.zeros(1, 1, dtype=F64)
-    levels = torch.linspace(690, -700, 200, dtype=F64).exp()
-    for pair in itertools.pairwise(levels.tolist()):
-        source(x, 0, *pair)
-    # A cell is asked for its increment by the points in it and by the intervals across it: the same stream.
-    assert len(set(asked)) > 199 * 15
-    assert max(asked) < -(1 << 20) and min(asked) > -(1 << 62)
+    edges = [690.0, 0.3, -0.3, -700.0, *torch.linspace(-0.99, 1.99, 300, dtype=F64).tolist()]
+    numbers = {(cell, number) for time in edges for cell, number, _ in noise._terms(time)}
+    assert len(numbers) > 300 * 8
+    assert all(0 <= number < 2**17 and -1024 < cell < 1024 for cell, number in numbers)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7)])
@@ -385,6 +389,9 @@ def test_brownian_in_any_shape_and_dtype():
     assert torch.equal(second.float(), noise.Brownian([0, 1])(wide.float(), 0, 1.5, 1.0))
     second.zero_()
     assert torch.equal(source(wide, 0, 2.0, 1.5), first)
+    large = torch.zeros(2, noise._BROWNIAN_ELEMENTS // 4, dtype=F64)  # drawn two at a time
+    alone = torch.zeros(1, noise._BROWNIAN_ELEMENTS // 4, dtype=F64)
+    assert torch.equal(source(large, 0, 2.0, 1.5)[1:], noise.Brownian([1])(alone, 0, 2.0, 1.5))
     assert (source(wide, 0, 1.0, 0.9) - noise.Brownian([0, 1])(wide, 0, 1.0, 0.9)).abs().max() == 0
 
 

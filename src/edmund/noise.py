@@ -50,6 +50,8 @@ _DRAWS_PER_STEP = 1 << 16
 _STREAM_BROWNIAN = -(1 << 40)
 _LEVELS = 16
 _FIRST_CELL = -1024
+# They are drawn several at a time while they have no more numbers than this together.
+_BROWNIAN_ELEMENTS = 1 << 18
 
 
 def _xor_shift(z: Tensor, bits: int) -> Tensor:
@@ -81,8 +83,13 @@ def _unit_interval(words: Tensor, offset: float) -> Tensor:
     return (words >> 11).bitwise_and_((1 << 53) - 1).to(torch.float64).add_(offset).mul_(2.0**-53)
 
 
+def _offset(stream: int) -> int:
+    """What a stream adds to a key."""
+    return _signed((stream + 1) * 0xD1B54A32D192ED03 % 2**64)
+
+
 def _stream(sample_keys: Tensor, stream: int) -> Tensor:
-    return _mix(sample_keys + _signed((stream + 1) * 0xD1B54A32D192ED03 % 2**64))
+    return _mix(sample_keys + _offset(stream))
 
 
 def normal(sample_keys: Tensor, shape: Sequence[int], stream: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -91,15 +98,19 @@ def normal(sample_keys: Tensor, shape: Sequence[int], stream: int, *, dtype: tor
     sample_keys: int64 [B] from `keys`. stream: any integer; other streams of a key are independent. They are drawn in
     float64 and rounded to `dtype`.
     """
+    return _normals(_stream(sample_keys, stream), shape).to(dtype)
+
+
+def _normals(start: Tensor, shape: Sequence[int]) -> Tensor:
+    """Unit normals float64 [B, *shape] of the streams that start at int64 [B]."""
     size = math.prod(shape)
     pairs = (size + 1) // 2
-    start = _stream(sample_keys, stream)
     radius = _unit_interval(_words(start, 1, pairs), 1.0).log_().mul_(-2.0).sqrt_()
     angle = _unit_interval(_words(start, 2, pairs), 0.0).mul_(2.0 * math.pi)
-    out = torch.empty(len(sample_keys), 2 * pairs, dtype=torch.float64, device=sample_keys.device)
+    out = torch.empty(len(start), 2 * pairs, dtype=torch.float64, device=start.device)
     torch.mul(torch.cos(angle), radius, out=out[:, :pairs])
     torch.mul(angle.sin_(), radius, out=out[:, pairs:])
-    return out[:, :size].reshape(-1, *shape).to(dtype)
+    return out[:, :size].reshape(-1, *shape)
 
 
 def uniform(sample_keys: Tensor, stream: int) -> Tensor:
@@ -205,37 +216,53 @@ class Brownian(Seeded):
         stop = self._within_cell(end, shape, where)
         self._last = end, shape, where, stop
         increment = stop - begin
-        for cell in range(math.floor(start), math.floor(end)):
-            increment += self._normal(cell, 0, shape, where)
+        cells = range(math.floor(start), math.floor(end))
+        self._add([(cell, 0, 1.0) for cell in cells], increment)
         return increment.div_(math.sqrt(end - start)).to(dtype=x.dtype).to(x.device)
 
     def _within_cell(self, time: float, shape: tuple[int, ...], where: torch.device) -> Tensor:
         """W(time) - W(floor(time)), float64 [B, *shape]; not to be written to."""
         if self._last is not None and self._last[:3] == (time, shape, where):
             return self._last[3]
-        cell = math.floor(time)
-        share = time - cell
         value = torch.zeros(len(self._keys), *shape, dtype=torch.float64, device=where)
-        if share == 0:
-            return value
-        value.add_(self._normal(cell, 0, shape, where), alpha=share)
-        for level in range(_LEVELS + 1):
-            place, share_here = divmod(share * 2**level, 1.0)
-            if share_here == 0:
-                break  # an end of intervals at this level and all below
-            if level < _LEVELS:
-                # What the midpoint departs from the line between the ends, on the line from there to either end.
-                weight = 0.5 * (1 - abs(2 * share_here - 1))
-            else:
-                weight = math.sqrt(share_here * (1 - share_here))
-            number = 2**level + int(place)
-            value.add_(self._normal(cell, number, shape, where), alpha=weight * 2 ** (-level / 2))
+        self._add(_terms(time), value)
         return value
 
-    def _normal(self, cell: int, number: int, shape: tuple[int, ...], where: torch.device) -> Tensor:
-        """The normal of a cell's increment (number 0) or of its dyadic interval: 2^level + place."""
-        stream = _STREAM_BROWNIAN - (((cell - _FIRST_CELL) << (_LEVELS + 1)) + number)
-        return self._draw(shape, stream, torch.float64, where)
+    def _add(self, terms: Sequence[_Term], to: Tensor) -> None:
+        """Adds the weighted normals of the terms to a tensor float64 [B, *]."""
+        at_once = max(1, _BROWNIAN_ELEMENTS // max(1, to.numel()))
+        for first in range(0, len(terms), at_once):
+            part = terms[first : first + at_once]
+            for (_, _, weight), normal in zip(part, self._units(part, to), strict=True):
+                to.add_(normal, alpha=weight)
+
+    def _units(self, terms: Sequence[_Term], like: Tensor) -> Tensor:
+        """The unit normals of the terms, [terms, *] of tensors like the given one."""
+        self._keys = self._keys.to(like.device)
+        streams = (_STREAM_BROWNIAN - (((cell - _FIRST_CELL) << (_LEVELS + 1)) + number) for cell, number, _ in terms)
+        offsets = torch.tensor([_offset(stream) for stream in streams], dtype=torch.int64, device=like.device)
+        starts = _mix(offsets[:, None] + self._keys)
+        return _normals(starts.flatten(), like.shape[1:]).reshape(len(terms), *like.shape)
+
+
+# A normal and its weight: (cell, number, weight). Number 0 is the cell's increment, 2^level + place an interval's.
+_Term = tuple[int, int, float]
+
+
+def _terms(time: float) -> list[_Term]:
+    """What W(time) - W(floor(time)) is made of."""
+    cell = math.floor(time)
+    share = time - cell
+    terms = [(cell, 0, share)] if share > 0 else []
+    for level in range(_LEVELS + 1):
+        place, inside = divmod(share * 2**level, 1.0)
+        if inside == 0:
+            break  # an end of intervals, at this level and all below
+        # The midpoint departs from the line between the ends, and so in its share do the points on both sides of it;
+        # in a finest interval the point itself departs.
+        std = 0.5 * (1 - abs(2 * inside - 1)) if level < _LEVELS else math.sqrt(inside * (1 - inside))
+        terms.append((cell, 2**level + int(place), std * 2 ** (-level / 2)))
+    return terms
 
 
 class Recorded:
