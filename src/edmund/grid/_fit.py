@@ -130,7 +130,7 @@ def searched(
         return torch.cat([first, first - fallen[:-1], last])
 
     def residual(theta: Tensor) -> Tensor:
-        return (run(nodes(theta)) - end).flatten().to(torch.float64)
+        return (run(nodes(theta)) - end).flatten()
 
     def objective(residuals: Tensor, theta: Tensor) -> float:
         square = residuals.square().sum().item()
@@ -148,8 +148,8 @@ def searched(
         if square == 0 or len(theta) == 1:
             break
         jacobian = torch.stack([(residual(theta + _DIFFERENCE * each) - now) / _DIFFERENCE for each in unit], 1)
-        normal = (jacobian.T @ jacobian / square).cpu() + _SMOOTH * rough
-        gradient = (jacobian.T @ now / square).cpu() + _SMOOTH * (rough @ theta)
+        normal = (jacobian.T @ jacobian / square).cpu().to(torch.float64) + _SMOOTH * rough
+        gradient = (jacobian.T @ now / square).cpu().to(torch.float64) + _SMOOTH * (rough @ theta)
         lowered = 0.0
         for _ in range(8):
             step = -torch.linalg.solve(normal + damping * normal.diagonal().mean() * unit, gradient)
