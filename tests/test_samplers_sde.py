@@ -27,7 +27,7 @@ def in_a_window(sigma):
     return torch.where((sigma > 0.5) & (sigma < 3.5), 1.0, 0.0)
 
 
-RATIOS = {"1": 1.0, "0.3": 0.3, "3": 3.0, "varying": varying}
+RATIOS = {"1": 1.0, "3": 3.0, "varying": varying}
 SOLVERS = {
     "euler_maruyama": EulerMaruyama(),
     "sde_heun": SDEHeun(),
