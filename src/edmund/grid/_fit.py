@@ -23,7 +23,7 @@ batch sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -114,16 +114,16 @@ def equidistributed(solution: Reference, order: int, knots: int) -> Tensor:
 def searched(
     run: Callable[[Tensor], Tensor],
     end: Tensor,
-    starts: Sequence[Tensor],
+    start: Tensor,
     iterations: int,
     told: Callable[[float], None],
-) -> Tensor:
-    """ln sigma [N] that minimise the error of run(ln sigma) against end [n, *], from the best of the starts [N]; the
-    first and the last stay.
+) -> tuple[Tensor, float]:
+    """ln sigma [N] near those of start [N] that minimise the error of run(ln sigma) against end [n, *], the ends fixed;
+    and the minimum of the module's last equation.
 
     told: is handed the error, the root mean square over samples and elements, after each iteration.
     """
-    first, last = starts[0][:1], starts[0][-1:]
+    first, last = start[:1], start[-1:]
 
     def nodes(theta: Tensor) -> Tensor:
         fallen = (first - last) * torch.softmax(theta, 0).cumsum(0)
@@ -136,13 +136,13 @@ def searched(
         square = residuals.square().sum().item()
         return (math.log(square) if square > 0 else -math.inf) + _SMOOTH * (theta @ rough @ theta).item()
 
-    thetas = [(start[:-1] - start[1:]).log() for start in starts]
-    unit = torch.eye(len(thetas[0]), dtype=torch.float64)
+    theta = (start[:-1] - start[1:]).log()
+    theta = theta - theta.mean()
+    unit = torch.eye(len(theta), dtype=torch.float64)
     difference = unit.diff(dim=0)
     rough = difference.T @ difference
-    tried = [(theta - theta.mean(), residual(theta)) for theta in thetas]
-    theta, now = min(tried, key=lambda each: objective(each[1], each[0]))
-    value, damping = objective(now, theta), 1e-2
+    now, damping = residual(theta), 1e-2
+    value = objective(now, theta)
     for _ in range(iterations):
         square = now.square().sum()
         if square == 0 or len(theta) == 1:
@@ -165,7 +165,7 @@ def searched(
         told(now.square().mean().sqrt().item())
         if lowered < _ENOUGH:
             break
-    return nodes(theta)
+    return nodes(theta), value
 
 
 def _length(x: Tensor, first: int = 1) -> Tensor:

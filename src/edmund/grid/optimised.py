@@ -89,11 +89,11 @@ class Optimised(Grid):
         dimensions 500 were enough). They go through the denoiser 2 n at a time, and reference_steps + num_steps states
         of the batch are kept.
 
-        num_steps: the steps, the last one to 0, that the levels are searched for, in at most `iterations` of num_steps
-        runs of the sampler each, from the better of `EDM()` and the grid of num_steps = None. None: the levels at
-        which each step of a method of the sampler's order adds the same error at the end, for any number of steps.
-        That costs the converged solution only: reference_steps of the classical Runge-Kutta method, for n samples and
-        a neighbour of each.
+        num_steps: the steps, the last one to 0, that the levels are searched for: from `EDM()` and from the grid of
+        num_steps = None, each in at most `iterations` of num_steps runs of the sampler, and the better end is taken.
+        None: the levels at which each step of a method of the sampler's order adds the same error at the end, for any
+        number of steps. That costs the converged solution only: reference_steps of the classical Runge-Kutta method,
+        for n samples and a neighbour of each.
 
         process, sigma_min, sigma_max: as sampling will have them; None: those of the denoiser's formulation, or EDM's
         (0.002 to 80). seeds: one a sample; None: from 2^32 on, so that the grid is not fitted to the samples that are
@@ -155,13 +155,13 @@ class Optimised(Grid):
                     ends: Tensor = sampler(counted, start, sigmas, process=path, condition=conditions) / scalings[1]
                     return ends
 
-                curve = searched(
-                    run,
-                    solution.end,
-                    [curve, EDM().nodes(num_steps, low, high).log()],
-                    iterations,
-                    lambda error: bar.advance(0, error=error),
-                )
+                # The error has many minima: one search from each of two unlike grids.
+                starts = (curve, EDM().nodes(num_steps, low, high).log())
+                found = [
+                    searched(run, solution.end, start, iterations, lambda error: bar.advance(0, error=error))
+                    for start in starts
+                ]
+                curve = min(found, key=lambda each: each[1])[0]
         sigmas = curve.exp()
         sigmas[0], sigmas[-1] = high, low
         return cls(tuple(sigmas.tolist()), counted.calls)
