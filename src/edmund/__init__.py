@@ -21,7 +21,10 @@ from edmund import (
     process,
     samplers,
 )
+from edmund.edit import edit
+from edmund.encode import encode, interpolate
 from edmund.errors import InputError
+from edmund.likelihood import LogProb, bits_per_dim, log_prob
 from edmund.model import Model, load
 from edmund.sample import Trajectory, sample
 
@@ -29,14 +32,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "InputError",
+    "LogProb",
     "Model",
     "Trajectory",
     "__version__",
+    "bits_per_dim",
     "denoiser",
+    "edit",
+    "encode",
     "errors",
     "formulation",
     "grid",
+    "interpolate",
     "load",
+    "log_prob",
     "loss",
     "noise",
     "noise_density",

@@ -33,13 +33,14 @@ from torch import Tensor
 
 from edmund import formulation as formulations
 from edmund import grid as grids
+from edmund.arguments import check_condition, levels_of, resolve_grid, sources
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_positive, unknown
 from edmund.guidance import Wrapper
 from edmund.model import Model
 from edmund.noise import Seeded
 from edmund.probability_flow import check_data, opened
-from edmund.sample import Trajectory, _check_condition, _levels, _resolve_grid, _sources, sample
+from edmund.sample import Trajectory, sample
 
 _OPTIONS = frozenset(inspect.signature(sample).parameters) - {"denoiser", "shape", "sigma_max"}
 
@@ -71,14 +72,14 @@ def edit(
 
     # In float64, which MPS has not: the state is made from it on the denoiser's device.
     kept = transform.forward(data)
-    _, starts = _sources(n, 0, tuple(item), options.get("seeds"), options.get("latents"), None, brownian=False)
+    _, starts = sources(n, 0, tuple(item), options.get("seeds"), options.get("latents"), None, brownian=False)
     normals = starts.latents(item, dtype=kept.dtype, device=kept.device) if isinstance(starts, Seeded) else starts
     # sample starts at s(t_0) sigma_0 latents, where s(t_0) (x + sigma_0 n) is wanted.
     options["latents"] = (kept / first).add(normals.to(kept))
     if changed is None:
         out = sample(inner, data.shape, sigma_max=sigma, **options)
     else:
-        told = dict(_check_condition(options.pop("condition", None), n, inner), edit_mask=changed, edit_kept=kept)
+        told = dict(check_condition(options.pop("condition", None), n, inner), edit_mask=changed, edit_kept=kept)
         out = sample(_Masked(inner), data.shape, sigma_max=sigma, condition=told, **options)
 
     samples = out.samples if isinstance(out, Trajectory) else out
@@ -123,7 +124,7 @@ def _first_level(denoiser: Denoiser, sigma: float, options: Mapping[str, Any]) -
     """The level that sampling starts from when it is asked to start from sigma."""
     check_positive("sigma", sigma)
     defaults = getattr(denoiser, "formulation", None) or formulations.EDM()
-    grid = _resolve_grid(options.get("grid"), defaults)
+    grid = resolve_grid(options.get("grid"), defaults)
     if isinstance(grid, grids.Fixed):
         if sigma != grid.sigmas[0]:
             raise InputError(f"sigma is {sigma!r}, but the fixed grid starts from {grid.sigmas[0]!r}; they must agree")
@@ -137,5 +138,5 @@ def _first_level(denoiser: Denoiser, sigma: float, options: Mapping[str, Any]) -
     high = getattr(denoiser, "sigma_max", None) or math.inf
     if sigma > high * (1 + 1e-9):
         raise InputError(f"sigma is {sigma!r}; the model was trained up to {high:.6g}")
-    levels = _levels(denoiser, defaults, grid, options.get("num_steps"), options.get("sigma_min"), sigma)
+    levels = levels_of(denoiser, defaults, grid, options.get("num_steps"), options.get("sigma_min"), sigma)
     return levels[0].item()

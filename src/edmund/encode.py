@@ -24,11 +24,11 @@ from edmund import grid as grids
 from edmund import process as processes
 from edmund import progress as progress_bars
 from edmund import samplers
+from edmund.arguments import check_batch_size, check_condition, device_of, evaluation_mode
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError
 from edmund.model import Model
 from edmund.probability_flow import check_answers, check_data, checked_call, opened, resolve
-from edmund.sample import _check_batch_size, _check_condition, _device, _evaluation_mode
 
 
 def encode(
@@ -81,14 +81,14 @@ def encode(
         atol=atol,
         purpose="encoding",
     )
-    conditions = _check_condition(condition, n, oracle)
-    size = _check_batch_size(batch_size, n, tuple(data.shape[1:]))
-    where = _device(device, oracle, data, conditions)
+    conditions = check_condition(condition, n, oracle)
+    size = check_batch_size(batch_size, n, tuple(data.shape[1:]))
+    where = device_of(device, oracle, data, conditions)
     real = torch.float32 if where.type == "mps" else torch.float64
 
     out = torch.empty(data.shape, dtype=torch.float64)
     bar = progress_bars.track(n, "encoding", enabled=progress)
-    with torch.no_grad(), _evaluation_mode(oracle), bar:
+    with torch.no_grad(), evaluation_mode(oracle), bar:
         inner = transform.forward(data)
         for start in range(0, n, size):
             stop = min(start + size, n)

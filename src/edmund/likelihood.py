@@ -41,13 +41,13 @@ from edmund import grid as grids
 from edmund import noise, samplers
 from edmund import process as processes
 from edmund import progress as progress_bars
+from edmund.arguments import check_condition, device_of, evaluation_mode
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_count, unknown
 from edmund.integrate import rms
 from edmund.model import Model
 from edmund.noise import Seeded
 from edmund.probability_flow import check_answers, check_data, checked_call, opened, resolve
-from edmund.sample import _check_condition, _device, _evaluation_mode
 from edmund.transform import Identity, MinMax
 
 # The denoiser is called on about this many numbers at a time, with the graph for a product with its Jacobian.
@@ -137,21 +137,21 @@ def log_prob(
         atol=atol,
         purpose="a likelihood",
     )
-    conditions = _check_condition(condition, n, oracle)
+    conditions = check_condition(condition, n, oracle)
     keys = _probe_keys(n, n_probes, seeds)
     directions = dim if n_probes is None else n_probes
     size = (
         max(1, _BATCH_ELEMENTS // (dim * directions)) if batch_size is None else check_count("batch_size", batch_size)
     )
     law = _check_base(base)
-    where = _device(device, oracle, data, conditions)
+    where = device_of(device, oracle, data, conditions)
     real = torch.float32 if where.type == "mps" else torch.float64
 
     value, error = torch.empty(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     nfe = torch.empty(n, dtype=torch.int64)
     widened = _WithDivergence(oracle, item, exact=n_probes is None)
     bar = progress_bars.track(n, "log-density", enabled=progress)
-    with torch.no_grad(), _evaluation_mode(oracle), bar:
+    with torch.no_grad(), evaluation_mode(oracle), bar:
         z_all = transform.forward(data)
         for start in range(0, n, size):
             stop = min(start + size, n)

@@ -22,11 +22,11 @@ from edmund import formulation as formulations
 from edmund import grid as grids
 from edmund import process as processes
 from edmund import registry, samplers
+from edmund.arguments import levels_of, resolve_grid, resolve_sampler
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_positive
 from edmund.integrate import integrate, rms
 from edmund.model import Model
-from edmund.sample import _levels, _resolve_grid, _resolve_sampler
 from edmund.transform import Identity, Transform
 
 TOLERANCE = 1e-6
@@ -165,14 +165,14 @@ def resolve(
                 f"process is {process!r}, but steps to a tolerance are the same for every process; give num_steps to "
                 f"integrate over this one's t"
             )
-        ends = _levels(denoiser, defaults, grids.VE(), 2, sigma_min, sigma_max)
+        ends = levels_of(denoiser, defaults, grids.VE(), 2, sigma_min, sigma_max)
         return Path(ends[:2].flip(0), defaults.process, None, _tolerance("rtol", rtol), _tolerance("atol", atol))
     for argument, value in (("rtol", rtol), ("atol", atol)):
         if value is not None:
             raise InputError(
                 f"{argument} is {value!r}, but sampler, num_steps or grid asks for fixed steps, which have no tolerance"
             )
-    solver = _resolve_sampler(sampler, defaults)
+    solver = resolve_sampler(sampler, defaults)
     if getattr(solver, "stochastic", False):
         raise InputError(
             f"sampler is {solver!r}, which draws noise; {purpose} follows the probability-flow ODE and needs a "
@@ -183,7 +183,7 @@ def resolve(
         if process is not None
         else defaults.process
     )
-    levels = _levels(denoiser, defaults, _resolve_grid(grid, defaults), num_steps, sigma_min, sigma_max)
+    levels = levels_of(denoiser, defaults, resolve_grid(grid, defaults), num_steps, sigma_min, sigma_max)
     rising = levels[:-1].flip(0)
     if len(rising) < 2:
         raise InputError(
