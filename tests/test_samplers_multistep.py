@@ -25,6 +25,7 @@ from oracles import (
     weak_order,
 )
 
+import edmund
 from edmund import grid, noise, process
 from edmund.errors import InputError
 from edmund.samplers import DEIS, IPNDM, LMS, PNDM, DPMpp2M, DPMpp3M, LinearSampler, LinearStep, SASolver, Stage, UniPC
@@ -710,3 +711,19 @@ def test_noise_on_rising_levels_is_refused(sampler):
 
 def test_all_are_linear():
     assert all(isinstance(sampler, LinearSampler) for sampler in (*DETERMINISTIC, *STOCHASTIC))
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc", "sa_solver"])
+def test_a_callback_is_told_the_image_that_the_step_began_with(name):
+    """A predictor-corrector's is that of the call that corrected the step before: at this level, of the prediction."""
+    calls, told = [], []
+    oracle = mixture()
+
+    def counted(x, sigma):
+        calls.append((float(sigma), oracle(x, sigma)))
+        return calls[-1][1]
+
+    edmund.sample(counted, (2, 2), sampler=name, num_steps=6, sigma_max=5.0, progress=False, callback=told.append)
+    for step in told:
+        first = next(image for sigma, image in calls if sigma == pytest.approx(step.sigma, rel=1e-12))
+        assert torch.equal(step.denoised, first)

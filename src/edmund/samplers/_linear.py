@@ -103,18 +103,19 @@ class LinearSampler(Sampler):
                 # Churn's S_noise is the added noise's only.
                 begin = torch.add(z, draw(z, starts[index], churned[index]), alpha=added[index] * self._added_noise())
             normals = [draw(z, *interval) for interval in step.draws]
-            now, first = begin, None
+            # A predictor-corrector begins a step with the image that corrected the step before.
+            now, image = begin, latest
             for stage in step.stages:
                 if stage.sigma is not None:
                     latest = evaluate(now, stage.sigma)
-                    first = latest if first is None else first
+                    if stage is step.stages[0]:
+                        image = latest
                     images.appendleft(latest if stage.keep is None else _combined(stage.keep, (now, latest)))
                 now = _combined(
                     (stage.x, *stage.kept, *stage.noise),
                     (begin, *list(images)[: len(stage.kept)], *normals[: len(stage.noise)]),
                 )
             if callback is not None:
-                image = latest if first is None else first
                 assert image is not None  # a sampler's first stage calls the denoiser
                 callback(Step(index, times[index], starts[index], scalings[index], z, image, evaluate.nfe))
             z = now
