@@ -495,8 +495,8 @@ STOCHASTIC = [
 def test_names():
     makers = samplers.named()
     # k-diffusion's names, and those of the methods that it has not.
-    theirs = """euler heun midpoint ralston euler_ancestral dpm_2 dpm_2_ancestral lms dpmpp_2s dpmpp_2s_ancestral dpmpp_sde
-        dpmpp_2m dpmpp_2m_sde dpmpp_3m dpmpp_3m_sde dpm_fast"""
+    theirs = """euler heun midpoint ralston euler_ancestral dpm_2 dpm_2_ancestral lms dpmpp_2s dpmpp_2s_ancestral
+        dpmpp_sde dpmpp_2m dpmpp_2m_sde dpmpp_3m dpmpp_3m_sde dpm_fast"""
     others = "ddim ddpm deis unipc adaptive euler_maruyama sde_heun predictor_corrector restart sa_solver ipndm pndm"
     assert set(makers) == {*theirs.split(), *others.split()}
     for name, make in makers.items():
