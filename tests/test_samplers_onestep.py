@@ -196,37 +196,39 @@ def test_calls(solver, calls):
     assert found == calls
 
 
-CHURNED = {kind.name: kind for kind in (DDIM, DPM2, DPMpp2S, DPMFast, Heun)}
+# S_churn = 40 in 32 steps, gamma at its cap: a library that adds churn's noise behind the network has its mean 9 % off.
+# On a Gaussian even that has the exact mean; narrow components of unequal weight show it. Of 512 steps the mean is the
+# exact one; with 40000 samples its error is 0.2 %. DDIM's bias is Euler's at 32 steps, and falls with their number.
 
 
-@pytest.mark.parametrize("kind", CHURNED.values(), ids=CHURNED)
-def test_strong_churn_keeps_the_mean(kind):
-    """S_churn = 40 in 32 steps, gamma at its cap, which a library that adds churn's noise behind the network misses by
-    9 %: on a Gaussian far off its centre exactly, from the start that `sample` takes.
-    """
-    oracle = denoiser.Gaussian([0.9, -0.5], [[0.25, 0.1], [0.1, 0.16]])
-
-    def mean(steps):
-        """There the samples are affine in the noise: the mean of all is the sample without any."""
-        sigmas = grid.EDM()(steps, 0.002, 80.0)
-        start = torch.zeros(1, 2, dtype=F64)
-        return kind(Churn(40.0))(oracle, start, sigmas, process=process.EDM(), noise=no_noise)[0]
-
-    coarse, fine, exact = mean(32), mean(512), oracle.moments()[0]
-    assert ((coarse - fine) / fine).abs().max() < 0.01
-    assert ((coarse - exact) / exact).abs().max() < 0.01
+def mean_with_strong_churn(run):
+    """How far the mean is off, relative to itself, of run(oracle, x, sigmas, source)."""
+    oracle, n = denoiser.GaussianMixture([[3.0, 1.0], [1.0, 2.0]], [0.05, 0.05], [0.8, 0.2]), 40_000
+    mean = run(oracle, noisy(oracle, n, 80.0), grid.EDM()(32, 0.002, 80.0), noise.Seeded(range(n))).mean(0)
+    exact = oracle.moments()[0]
+    return ((mean - exact) / exact).abs().max().item()
 
 
-@pytest.mark.parametrize("kind", [DPM2, DPMpp2S, Heun])
-def test_strong_churn_on_a_mixture(kind):
-    """Its mean, far off the centre, over 4000 samples."""
-    oracle, n = denoiser.GaussianMixture([[2.0, 1.0], [4.0, 2.5]], [0.4, 0.5], [0.6, 0.4]), 4000
-    x = kind(Churn(40.0))(
-        oracle, noisy(oracle, n, 80.0), grid.EDM()(32, 0.002, 80.0), process=process.EDM(), noise=noise.Seeded(range(n))
-    )
-    mean, covariance = oracle.moments()
-    bound = 0.01 * mean.abs() + 3 * torch.sqrt(covariance.diagonal() / n)
-    assert ((x.mean(0) - mean).abs() < bound).all()
+@pytest.mark.parametrize(
+    ("kind", "bound"), [(Heun, 0.01), (DPM2, 0.01), (DPMpp2S, 0.01), (DPMFast, 0.01), (DDIM, 0.03)]
+)
+def test_strong_churn_keeps_the_mean(kind, bound):
+    def run(oracle, x, sigmas, source):
+        return kind(Churn(40.0))(oracle, x, sigmas, process=process.EDM(), noise=source)
+
+    assert mean_with_strong_churn(run) < bound
+
+
+def test_churn_behind_the_network_is_seen():
+    """That mistake: the image is that of the state before the noise, at the node's level."""
+
+    def run(oracle, z, sigmas, source):
+        for k, raised in enumerate(Churn(40.0).raised(sigmas, None)):
+            slope = (z - oracle(z, sigmas[k])) / sigmas[k]
+            z = z + torch.sqrt(raised**2 - sigmas[k] ** 2) * source(z, k, 0.0, 0.0) + (sigmas[k + 1] - raised) * slope
+        return z
+
+    assert mean_with_strong_churn(run) > 0.06
 
 
 # Equality with the peers.
@@ -287,6 +289,7 @@ def test_dpm_2_equals_k_diffusion(S_churn, monkeypatch):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("calls", [3, 4, 5, 6, 10, 11, 12])
 def test_dpm_fast_equals_k_diffusion(calls):
     sampling = peers.k_diffusion()
@@ -313,7 +316,7 @@ def ddpm_levels(train, timesteps):
 
 
 @pytest.mark.parametrize(("solver", "eta"), [("DDIM", 0.0), ("DDIM", 0.5), ("DDIM", 1.0), ("DDPM", 1.0)])
-def test_ddim_equals_diffusers(solver, eta):
+def test_ddim_equals_diffusers(solver, eta, monkeypatch):
     """On its own levels, in its own scaling (VP), from its own beta schedule; the last step is to alpha_bar = 1."""
     diffusers = peers.diffusers()
     options = {"num_train_timesteps": 1000, "clip_sample": False}
@@ -327,18 +330,14 @@ def test_ddim_equals_diffusers(solver, eta):
     oracle, draws = mixture(), draws_of(20)
     x = noisy(oracle, 6, sigmas[0].item()) * torch.rsqrt(1 + sigmas[0] ** 2)
     theirs = x
-    module = __import__(f"diffusers.schedulers.scheduling_{solver.lower()}", fromlist=["randn_tensor"])
     rest = iter(draws)
-    kept = module.randn_tensor
-    module.randn_tensor = lambda *args, **kwargs: next(rest)
-    try:
-        for k, t in enumerate(scheduler.timesteps):
-            unscaled = theirs * torch.sqrt(1 + sigmas[k] ** 2)
-            epsilon = (unscaled - oracle(unscaled, sigmas[k])) / sigmas[k]
-            extra = {"eta": eta} if solver == "DDIM" else {}
-            theirs = scheduler.step(epsilon, t, theirs, **extra).prev_sample
-    finally:
-        module.randn_tensor = kept
+    where = f"diffusers.schedulers.scheduling_{solver.lower()}.randn_tensor"
+    monkeypatch.setattr(where, lambda *args, **kwargs: next(rest))
+    for k, t in enumerate(scheduler.timesteps):
+        unscaled = theirs * torch.sqrt(1 + sigmas[k] ** 2)
+        epsilon = (unscaled - oracle(unscaled, sigmas[k])) / sigmas[k]
+        extra = {"eta": eta} if solver == "DDIM" else {}
+        theirs = scheduler.step(epsilon, t, theirs, **extra).prev_sample
     ours = DDIM(eta=eta)(oracle, x, sigmas, process=process.VP(), noise=noise.Recorded(draws))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
