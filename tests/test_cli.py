@@ -28,7 +28,7 @@ class Done(NamedTuple):
 
 CONFIG = """
 diffusion: {type: EDM}
-sampling: {steps: 4}
+sampling: {sampler: heun, steps: 4}
 network: {type: unet, channels: 8, channel_mult: [1, 2], attention_levels: []}
 training: {samples: 2048, batch_size: 64, lr_ramp: 0, label_dropout: 0.2, ema_halflife: 256, log_interval: 256,
            checkpoint_interval: 1024, validation_interval: 1024, preview_interval: 1024}

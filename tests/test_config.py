@@ -89,7 +89,9 @@ def test_vp_keeps_its_betas_or_is_fitted():
 def test_numbers_as_yaml_reads_them():
     # YAML 1.1 reads 1e-3 as a text.
     assert of(training={"lr": "1e-3"}).options().lr == 1e-3
-    assert math.isinf(of(sampling={"s_churn": 1, "s_max": float("inf")}).formulation().sampler.churn.S_max)
+    assert math.isinf(
+        of(sampling={"sampler": "heun", "s_churn": 1, "s_max": float("inf")}).formulation().sampler.churn.S_max
+    )
 
 
 def build(document):
@@ -118,8 +120,11 @@ def build(document):
         ({"sampling": {"steps": 0}}, ["num_steps", "0"]),
         ({"sampling": {"steps": 2.5}}, ["sampling.steps", "2.5"]),
         ({"sampling": {"sampler": "euler", "alpha": 0.5}}, ["sampling.alpha", "heun"]),
-        ({"sampling": {"s_min": 0.5}}, ["s_min", "s_churn"]),
-        ({"sampling": {"s_churn": -1}}, ["S_churn", "-1"]),
+        ({"sampling": {"s_churn": 40}}, ["sampling.s_churn", "40", "heun"]),
+        ({"sampling": {"sampler": "heun", "s_min": 0.5}}, ["s_min", "s_churn"]),
+        ({"sampling": {"sampler": "heun", "s_churn": -1}}, ["S_churn", "-1"]),
+        ({"sampling": {"sampler": "lms", "order": 5}}, ["order", "5"]),
+        ({"sampling": {"sampler": "ddim", "eta": -0.5}}, ["eta", "-0.5"]),
         ({"sampling": {"steps": True}}, ["sampling.steps", "True"]),
         ({"diffusion": {"p_mean": float("nan")}}, ["P_mean", "nan"]),
         ({"diffusion": {"type": "iDDPM", "m": 0}}, ["M is 0"]),

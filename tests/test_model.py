@@ -56,7 +56,7 @@ IMAGE = torch.linspace(-1, 1, 150).reshape(5, 1, 5, 6)
 
 def drawn(model):
     condition = {"labels": LABELS} if len(model.shape) == 1 else {"image": IMAGE}
-    return model.sample(5, num_steps=4, sampler="heun", progress=False, **condition)
+    return model.sample(5, num_steps=4, progress=False, **condition)
 
 
 @pytest.fixture

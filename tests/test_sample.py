@@ -16,7 +16,7 @@ import edmund
 from edmund import denoiser, formulation, grid, networks, noise, preconditioning, process, samplers
 from edmund.denoiser import Preconditioned
 from edmund.errors import InputError
-from edmund.samplers import Churn, Euler, Heun
+from edmund.samplers import DEIS, Churn, Euler, Heun
 
 F64 = torch.float64
 CHURNED = Heun(Churn(20.0, S_noise=1.003))
@@ -234,8 +234,9 @@ def test_plain_callables_have_edms_defaults():
         return oracle(x, sigma)
 
     out = draw(plain, (3, 2))
-    assert len(levels) == 35 and levels[0] == pytest.approx(80) and min(levels) == pytest.approx(0.002)
-    expected = draw(oracle, (3, 2), sampler="heun", num_steps=18, grid=grid.EDM(7.0), process="edm", sigma_min=0.002)
+    assert len(levels) == 36 and levels[0] == pytest.approx(80) and min(levels) == pytest.approx(0.002)
+    given = {"sampler": DEIS(order=4), "num_steps": 36, "grid": grid.EDM(7.0), "process": "edm", "sigma_min": 0.002}
+    expected = draw(oracle, (3, 2), **given)
     assert torch.equal(out, expected)
 
 
@@ -249,7 +250,8 @@ def test_latents():
         start = latents * sigmas[0] * path.s(path.t(sigmas[0]))
         expected = Heun()(oracle, start, sigmas, process=path)
         for size in (2, 7):
-            out = draw(oracle, (7, 2), num_steps=6, process=path, latents=latents, batch_size=size)
+            options = {"sampler": "heun", "num_steps": 6, "process": path, "latents": latents}
+            out = draw(oracle, (7, 2), batch_size=size, **options)
             torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-13)
     assert torch.equal(latents, kept)
     # The seeds' own latents are what is used without.
@@ -349,7 +351,7 @@ def test_the_denoiser_never_sees_more_than_a_batch():
         return oracle(x, sigma)
 
     draw(watched, (23, 2), num_steps=3, batch_size=4)
-    assert set(seen) == {4, 3} and sum(seen) == 23 * 5
+    assert set(seen) == {4, 3} and sum(seen) == 23 * 3
     seen.clear()
     # The default bounds the numbers in a batch, however many samples are asked for.
     draw(lambda x, sigma: (seen.append(x.numel()), 0 * x)[1], (5, 3, 512, 512), num_steps=1, dtype=torch.float32)
@@ -368,7 +370,7 @@ def test_runs_without_gradients():
             grad.append(torch.is_grad_enabled())
             return self.weight * 0 * x
 
-    out = draw(Watched(), (2, 2), num_steps=2)
+    out = draw(Watched(), (2, 2), num_steps=3)
     assert grad == [False] * 3 and not out.requires_grad and torch.is_grad_enabled()
 
 
@@ -388,7 +390,7 @@ def test_evaluation_mode_is_set_and_restored(training):
             return 0 * self.dropout(x)
 
     module = Watched().train(training)
-    draw(module, (2, 2), num_steps=2)
+    draw(module, (2, 2), num_steps=3)
     assert modes == [(False, False)] * 3
     assert module.training is training and module.dropout.training is training
     with pytest.raises(RuntimeError, match="stop"):

@@ -147,6 +147,20 @@ def make_sampler(name: str, values: Mapping[str, Any]) -> samplers.Sampler:
     return maker(**arguments)
 
 
+def sampler_values(sampler: samplers.Sampler) -> dict[str, Any]:
+    """The values of a sampler's keys, its churn's among them where it has churn."""
+    fields = _plain_fields(sampler)
+    churn = getattr(sampler, "churn", None)
+    known = sampler_keys(sampler.name)
+    return ({} if churn is None else _plain_fields(churn)) | {
+        key: value for key, value in fields.items() if key in known
+    }
+
+
+def _plain_fields(part: Any) -> dict[str, Any]:
+    return {field.name.lower(): getattr(part, field.name) for field in dataclasses.fields(part)}
+
+
 def parse_sampler(name: str, assignments: Sequence[str]) -> dict[str, Any]:
     """The values of "key=value", such as "order=2", in the types of the keys of the sampler of that name."""
     given: dict[str, Any] = {}
@@ -271,9 +285,8 @@ class Config:
             diffusion |= {"beta_d": made.process.beta_d, "beta_min": made.process.beta_min}
         else:
             diffusion |= {key: getattr(made, key) for key in ("sigma_min", "sigma_max")}
-        sampler = {
-            key: self.sampling.get(key, value.default) for key, value in sampler_keys(self._sampler_name()).items()
-        }
+        own = sampler_values(made.sampler)
+        sampler = {key: own.get(key, value.default) for key, value in sampler_keys(made.sampler.name).items()}
         sampling = {
             "sampler": self._sampler_name(),
             "steps": made.num_steps,
@@ -323,8 +336,10 @@ class Config:
 
     def _sampler(self) -> samplers.Sampler | None:
         own = {key: value for key, value in self.sampling.items() if key not in _SAMPLING and value is not None}
-        if self.sampling.get("sampler") is None and not own:
-            return None
+        if self.sampling.get("sampler") is None:
+            if not own:
+                return None
+            own = sampler_values(formulation.named()[self.type]().sampler) | own
         try:
             return make_sampler(self._sampler_name(), own)
         except InputError as error:

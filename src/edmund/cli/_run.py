@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
 
 from edmund import samplers
-from edmund.config import Config, make_sampler, parse_sampler, sampler_keys
+from edmund.config import Config, make_sampler, parse_sampler, sampler_keys, sampler_values
 from edmund.devices import known_device
 from edmund.errors import InputError, unknown
 from edmund.model import Model, load
@@ -75,23 +73,17 @@ def pick_sampler(
     for key in given:
         if key not in keys:
             raise InputError(f"--{key.replace('_', '-')} is given, but the sampler {kind} has no churn")
-    before = getattr(own, "churn", None)
-    carried = {} if before is None or "s_churn" not in keys else _lower(before)
-    if name is None:
-        carried |= {key: value for key, value in _lower(own).items() if key in keys}
+    carried = sampler_values(own)
+    if name is not None:
+        carried = {key: value for key, value in carried.items() if key in churn and "s_churn" in keys & carried.keys()}
     if "s_churn" not in carried | given:
-        shaped = [key for key in ("s_min", "s_max", "s_noise") if key in given and key not in _lower(makers[kind]())]
+        # A key with no value to begin with is churn's; a sampler's own s_noise has one.
+        shaped = [key for key in given if keys[key].default is None]
         if shaped:
             raise InputError(
                 f"--{shaped[0].replace('_', '-')} is given without --s-churn; without it there is no churn to shape"
             )
     return make_sampler(kind, carried | given)
-
-
-def _lower(part: object) -> dict[str, Any]:
-    """The fields of a sampler or of its churn, under the names that they have in a config."""
-    fields = dataclasses.fields(part)  # type: ignore[arg-type]
-    return {field.name.lower(): getattr(part, field.name) for field in fields}
 
 
 def parse_interval(argument: str, text: str) -> tuple[float, float]:

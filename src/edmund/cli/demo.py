@@ -35,6 +35,9 @@ DIFFUSION: dict[str, dict[str, Any]] = {
 }
 """ln sigma ~ N(-1.2, 1.2^2) is for photographs, of sigma_data 0.5. The digits' is 0.75, and ln(0.75 / 0.5) = 0.4. iDDPM
 spends less on noise that is lower than the digits' own 16 levels of grey."""
+STEPS = {"EDM": 18, "Flow": 18, "Cosine": 18}
+"""Of Heun's method; VP, VE and iDDPM need twice as many. Nearer to the exact solution, as the default samplers are, the
+digits get no better: the Frechet distance of EDM's is 6.2 with Heun's method and 6.7 to 7.1 with those."""
 DROPOUT = {"EDM": 0.1, "Flow": 0.1, "Cosine": 0.1}
 """Trained where the digit is decided, these begin to copy the 1438 digits; the others have no capacity to spare."""
 
@@ -62,6 +65,7 @@ def demo_config(kind: str, seed: int) -> Config:
     own = Config.of({"diffusion": {"type": kind}}).type
     document: dict[str, Any] = {
         "diffusion": {"type": own, **DIFFUSION.get(own, {})},
+        "sampling": {"sampler": "heun", "steps": STEPS.get(own, 36)},
         "network": {**NETWORK, "dropout": DROPOUT.get(own, 0.0)},
         "training": {**TRAINING, "seed": seed},
         "output": {"directory": f"demo/{own.lower()}"},

@@ -9,12 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edmund.errors import check_positive, unknown
-from edmund.process import Cosine, Process
+from edmund.errors import unknown
+from edmund.process import Process
 from edmund.samplers._exponential import adams_weights, check_order, denoise, log_nodes, log_step, nodes_of
 from edmund.samplers._linear import LinearSampler, LinearStep, Stage, slopes
-
-_VARIABLES = ("t", "log_sigma", "angle")
 
 
 @dataclass(frozen=True)
@@ -23,45 +21,32 @@ class LMS(LinearSampler):
     over the step, whatever the lengths of the steps.
 
     over: the variable. "t": the process's own t and equation, dx/dt = a x - b D; with sigma = t and s = 1 it is
-    k-diffusion's `lms`. The step to sigma = 0 is one like the others. "log_sigma": dz/d ln sigma = z - D for the
+    k-diffusion's `lms`; with `process.Cosine`, whose t is the angle arctan(sigma), it holds for longer steps on data of
+    unit scale. The step to sigma = 0 is one like the others. "log_sigma": dz/d ln sigma = z - D for the
     unscaled z, the same for every process; the step to sigma = 0 takes the denoised image, as Euler's in sigma would.
     Where D stands still that equation asks for short steps: in ln sigma they must stay below 2, 1, 6/11 and 3/10 for
     orders 1 to 4, or errors grow (80 to 0.002 takes more than 35 even steps of order 4).
-    "angle": dw/dtheta = -F with w = z / sqrt(sigma^2 + sigma_data^2), theta = arctan(sigma / sigma_data) and F what
-    EDM's preconditioning leaves to the network (Lu & Song 2024, arXiv 2410.11081); "t" on the cosine process for data
-    of unit scale. It holds for long steps too, since F stays of the size of the noise at both ends of theta.
-
-    sigma_data: the data's standard deviation, for "angle".
 
     The first step is Euler's, the next of second order, and so on; the one Euler step leaves an error of second order,
     so that orders 3 and 4 show order 2 at last, with a small constant. NFE of N steps: N.
     """
 
     name: ClassVar[str] = "lms"
-    source: ClassVar[str] = "Adams-Bashforth; k-diffusion; Lu & Song 2024 (2410.11081)"
+    source: ClassVar[str] = "Adams-Bashforth; k-diffusion"
     nfe_per_step = 1
     order: int = 4
     over: str = "t"
-    sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
         check_order("order", self.order, 4)
-        check_positive("sigma_data", self.sigma_data)
-        if self.over not in _VARIABLES:
-            raise unknown("over", self.over, _VARIABLES)
+        if self.over not in ("t", "log_sigma"):
+            raise unknown("over", self.over, ("t", "log_sigma"))
 
     def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[LinearStep]:
         """History of slopes; z' = (s/s') z + (h/s') sum_j w_j slope_j."""
         nodes = nodes_of(sigma_from, sigma_to)
         if self.over == "t":
             return self._time_steps(process, nodes)
-        if self.over == "angle":
-            # In units of sigma_data the cosine process has t = theta 2 / pi and s z = w; its weights know no units.
-            steps = self._time_steps(Cosine(), [sigma / self.sigma_data for sigma in nodes])
-            return [
-                LinearStep((step.stages[0]._replace(sigma=sigma),))
-                for step, sigma in zip(steps, nodes[:-1], strict=True)
-            ]
         return [self._log_step(nodes, i) for i in range(len(nodes) - 1)]
 
     def _log_step(self, nodes: Sequence[float], i: int) -> LinearStep:
