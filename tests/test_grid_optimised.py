@@ -244,7 +244,7 @@ def fit(**changes):
         (lambda: fit(seeds=range(3)), ["seeds", "3", "2"]),
         (lambda: fit(seeds=[0, -1]), ["seeds", "-1"]),
         (lambda: fit(seeds=7), ["seeds", "7"]),
-        (lambda: fit(condition=[1]), ["condition", "[1]"]),
+        (lambda: fit(condition=[1]), ["condition", "list"]),
         (lambda: fit(condition={"labels": torch.zeros(3)}), ["labels", "(3,)"]),
         (lambda: fit(iterations=0), ["iterations", "0"]),
         (lambda: fit(reference_steps=4), ["reference_steps", "4"]),

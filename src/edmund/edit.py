@@ -33,7 +33,8 @@ from torch import Tensor
 
 from edmund import formulation as formulations
 from edmund import grid as grids
-from edmund.arguments import check_condition, levels_of, resolve_grid, sources
+from edmund.arguments import check_condition
+from edmund.choices import levels_of, resolve_grid, sources
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_positive, unknown
 from edmund.guidance import Wrapper

@@ -22,7 +22,7 @@ from edmund import formulation as formulations
 from edmund import grid as grids
 from edmund import process as processes
 from edmund import registry, samplers
-from edmund.arguments import levels_of, resolve_grid, resolve_sampler
+from edmund.choices import levels_of, resolve_grid, resolve_sampler
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_positive
 from edmund.integrate import integrate, rms

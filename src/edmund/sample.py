@@ -18,17 +18,8 @@ from edmund import grid as grids
 from edmund import process as processes
 from edmund import progress as progress_bars
 from edmund import registry, samplers
-from edmund.arguments import (
-    check_batch_size,
-    check_condition,
-    check_shape,
-    device_of,
-    evaluation_mode,
-    levels_of,
-    resolve_grid,
-    resolve_sampler,
-    sources,
-)
+from edmund.arguments import check_batch_size, check_condition, check_shape, device_of, evaluation_mode
+from edmund.choices import levels_of, resolve_grid, resolve_sampler, sources
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError
 from edmund.noise import NoiseSource, Seeded

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import numbers
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from edmund import devices, progress
+from edmund import progress as progress_bars
+from edmund.arguments import check_condition, check_shape, device_of, evaluation_mode
 from edmund.errors import InputError, check_count, check_positive
 from edmund.grid._base import Grid, check_falling, ramp
 from edmund.grid._fit import equidistributed, reference, searched
@@ -81,7 +80,7 @@ class Optimised(Grid):
         device: torch.device | str | None = None,
         iterations: int = 20,
         reference_steps: int = 128,
-        progress_bar: bool = True,
+        progress: bool = True,
     ) -> Optimised:
         """The grid on which a deterministic sampler ends nearest to the converged solution of the probability-flow ODE.
 
@@ -103,7 +102,7 @@ class Optimised(Grid):
 
         Raises InputError for arguments that cannot be used, and for a sampler that draws noise: it has no one end.
         """
-        n, item = _check_shape(shape)
+        n, item = check_shape(shape)
         if not callable(denoiser):
             raise InputError(f"denoiser is {denoiser!r}; it must be a callable (x, sigma, **condition) -> E[y | x]")
         if isinstance(sampler, type) or not hasattr(sampler, "stochastic"):
@@ -126,14 +125,17 @@ class Optimised(Grid):
             raise InputError(f"seeds is {given!r}; it must be a sequence of {n} integers, one seed a sample")
         if len(given) != n:
             raise InputError(f"seeds has {len(given)} entries, but shape asks for {n} samples; one seed a sample")
-        where = _device(device, denoiser)
+        where = device_of(device, denoiser, None, {})
         dtype = torch.float32 if where.type == "mps" else torch.float64
-        conditions = _expanded(condition, n, where)
+        conditions = {
+            key: value.to(where).expand(n, *value.shape[1:])
+            for key, value in check_condition(condition, n, denoiser).items()
+        }
         unit = Seeded(given).latents(item, dtype=dtype, device=where)
 
-        bar = progress.track(None, "fitting the grid", enabled=progress_bar)
+        bar = progress_bars.track(None, "fitting the grid", enabled=progress)
         counted = _Counted(denoiser, bar)
-        with torch.no_grad(), _evaluation_mode(denoiser), bar:
+        with torch.no_grad(), evaluation_mode(denoiser), bar:
             twice = {name: torch.cat([value, value]) for name, value in conditions.items()}
             solution = reference(
                 lambda z, sigma: counted(z, torch.full((), sigma, dtype=dtype, device=where), **twice),
@@ -206,51 +208,10 @@ def _end_slope(near: Tensor, far: Tensor) -> Tensor:
 class _Counted:
     """A denoiser whose calls are counted."""
 
-    def __init__(self, denoiser: Denoiser, bar: progress.Bar) -> None:
+    def __init__(self, denoiser: Denoiser, bar: progress_bars.Bar) -> None:
         self._denoiser, self._bar, self.calls = denoiser, bar, 0
 
     def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         self.calls += 1
         self._bar.advance()
         return self._denoiser(x, sigma, **condition)
-
-
-@contextlib.contextmanager
-def _evaluation_mode(denoiser: Denoiser) -> Iterator[None]:
-    """Dropout and the like are off meanwhile."""
-    training = [part for part in denoiser.modules() if part.training] if isinstance(denoiser, nn.Module) else []
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def _check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    sizes = tuple(shape) if hasattr(shape, "__iter__") else ()
-    whole = all(isinstance(size, numbers.Integral) and not isinstance(size, bool) and size > 0 for size in sizes)
-    if len(sizes) < 2 or not whole:
-        raise InputError(f"shape is {shape!r}; it must be (n, *): how many samples to fit on, and the shape of one")
-    return int(sizes[0]), tuple(int(size) for size in sizes[1:])
-
-
-def _device(device: torch.device | str | None, denoiser: Denoiser) -> torch.device:
-    if device is not None:
-        return devices.known_device(device)
-    tensors = (*denoiser.parameters(), *denoiser.buffers()) if isinstance(denoiser, nn.Module) else ()
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
-def _expanded(condition: Mapping[str, Tensor] | None, n: int, device: torch.device) -> dict[str, Tensor]:
-    """The conditions with a batch axis of n."""
-    if condition is not None and not isinstance(condition, Mapping):
-        raise InputError(f"condition is {condition!r}; it must be a mapping such as {{'labels': tensor}}")
-    expanded = {}
-    for key, value in (condition or {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) not in (1, n):
-            told = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise InputError(f"condition {key!r} is {told}; it must be a tensor with a batch axis of {n} or 1")
-        expanded[key] = value.to(device).expand(n, *value.shape[1:])
-    return expanded
