@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edmund import denoiser, grid
 from edmund.cli.demo import demo_config
@@ -80,6 +80,29 @@ class Problem:
         return {"rms": each.mean().sqrt().item(), "median": each.sqrt().median().item()}
 
 
+class Isotropic(nn.Module):
+    """`denoiser.GaussianMixture` of isotropic components of equal weight by two matrix products: 30 times as fast in
+    64-D, and the same to rounding (which is checked).
+    """
+
+    def __init__(self, exact: denoiser.GaussianMixture, stds: Tensor) -> None:
+        super().__init__()
+        self.means, self.variances = exact.means, stds**2
+        self.squares = exact.means.square().sum(1)
+        for level in (0.01, 1.0, 50.0):
+            z = exact.sample(8, 2) * (1 + level)
+            sigma = torch.tensor(level, dtype=F64)
+            torch.testing.assert_close(self(z, sigma), exact(z, sigma), rtol=1e-9, atol=1e-9)
+
+    def forward(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """E[y | z], [B, D]; sigma [] or [B]."""
+        noisy = self.variances + sigma.reshape(-1, 1) ** 2
+        squares = z.square().sum(1, keepdim=True) - 2 * z @ self.means.T + self.squares
+        share = torch.softmax(-0.5 * (squares / noisy + z.shape[1] * noisy.log()), 1)
+        kept = share * self.variances / noisy
+        return kept.sum(1, keepdim=True) * z + (share - kept) @ self.means
+
+
 def converged(call: Callable[[Tensor, Tensor], Tensor], latents: Tensor, sigma_end: float, steps: int) -> Tensor:
     """The solution of dz/d ln sigma = z - D(z; sigma) from 80 to sigma_end by the classical Runge-Kutta method, then
     the denoised image, its limit.
@@ -116,7 +139,7 @@ def mixture(dim: int, components: int, seed: int, n: int) -> Problem:
     return Problem(
         name=f"{dim}-D",
         title=f"mixture of {components} in {dim}-D (seed {seed})",
-        denoise=exact,
+        denoise=Isotropic(exact, stds),
         latents=latents(n, dim),
         exact=exact.sample(16 * n, seed=1),
         mean=mean,
@@ -169,5 +192,5 @@ def fitted(
         seeds=range(FIT_SEED, FIT_SEED + n),
         condition=condition,
         iterations=iterations,
-        progress_bar=False,
+        progress=False,
     )
