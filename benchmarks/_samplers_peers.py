@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Method = Callable[[Denoise, Tensor, Tensor], Tensor]
 CHURN = (40.0, 0.05, 50.0, 1.003)
 NOISE_SEED = 20
+adapting = {"seconds": 0.0}
+"""What the translation for diffusers' schedulers took so far: the benchmark's own time, which is not theirs."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def diffusers(make: Callable[[Tensor], Plan], scaled: Scaled, stops: bool = Fals
     """A scheduler in the loop that its documentation shows. stops: it cannot take the final 0."""
 
     def run(denoise: Denoise, latents: Tensor, sigmas: Tensor) -> Tensor:
+        begun = perf_counter()
         scheduler, timesteps, levels = make(sigmas[:-1] if stops else sigmas)
         generator = torch.Generator().manual_seed(NOISE_SEED)
         draws = "generator" in scheduler.step.__code__.co_varnames
@@ -120,10 +124,15 @@ def diffusers(make: Callable[[Tensor], Plan], scaled: Scaled, stops: bool = Fals
         for timestep, level in zip(timesteps, levels, strict=True):
             sigma = torch.tensor(level, dtype=torch.float64)
             z = state / scaled.scale(sigma)
-            output = scaled.of(denoise(z, sigma), z, sigma)
+            adapting["seconds"] += perf_counter() - begun
+            image = denoise(z, sigma)
+            begun = perf_counter()
+            output = scaled.of(image, z, sigma)
             scheduler.is_scale_input_called = True  # the scaling of the input is done above
             options = {"generator": generator} if draws else {}
+            adapting["seconds"] += perf_counter() - begun
             state = scheduler.step(output, timestep, state, **options).prev_sample
+            begun = perf_counter()
         if not stops:
             return state
         return denoise(state / scaled.scale(sigmas[-2]), sigmas[-2])
