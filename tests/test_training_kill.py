@@ -57,7 +57,8 @@ def files(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != "metrics.jsonl"
+        # TensorBoard, where it is installed, names a file after the process that wrote it.
+        if path.is_file() and path.name != "metrics.jsonl" and path.parent.name != "tensorboard"
     }
 
 
