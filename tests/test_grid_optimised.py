@@ -255,3 +255,21 @@ def test_errors(build, words):
         build()
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_fit_keeps_to_the_denoisers_range():
+    """A denoiser that says its range is called nowhere else; a range beyond it is refused."""
+    seen = []
+
+    class Ranged(torch.nn.Module):
+        sigma_min, sigma_max = 0.01, 20.0
+
+        def forward(self, x, sigma):
+            seen.append(float(sigma.max()))
+            return x / (1 + sigma**2)
+
+    fitted = grid.Optimised.fit(Ranged(), (4, 1), sampler=samplers.Heun(), progress=False)
+    assert fitted.sigmas[0] == pytest.approx(20.0) and fitted.sigmas[-1] == pytest.approx(0.01)
+    assert max(seen) <= 20.0 * (1 + 1e-12) and min(seen) >= 0.01 * (1 - 1e-12)
+    with pytest.raises(InputError, match="sigma_max is 500"):
+        grid.Optimised.fit(Ranged(), (4, 1), sampler=samplers.Heun(), sigma_max=500.0, progress=False)

@@ -14,6 +14,7 @@ from test_plots import check_layout
 from edmund import denoiser, grid, plots, process, samplers
 from edmund.errors import InputError
 from edmund.plots.error_against_nfe import spread
+from edmund.plots.local_error import local_errors
 
 F64 = torch.float64
 PEAKS = denoiser.GaussianMixture([[-1.0], [1.2]], [0.15, 0.25], [0.4, 0.6])
@@ -201,3 +202,28 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sampler", [samplers.UniPC(predictor_order=2), samplers.SASolver(2, 2, tau=0.0)], ids=["unipc", "sa_solver"]
+)
+def test_local_errors_of_a_predictor_corrector_begin_on_the_solution(sampler):
+    """The images that a step begins with are of the solution, not of the predictions that earlier steps corrected."""
+    mean, variance = 0.3, 0.5
+    oracle = denoiser.Gaussian([mean], [[variance]])
+    latents = torch.randn(16, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = grid.EDM(3.0)(13, 0.1, 10.0)[:-1]
+
+    def solution(k):
+        factor = torch.sqrt((variance + levels[k] ** 2) / (variance + levels[0] ** 2))
+        return mean + factor * (10.0 * latents - mean)
+
+    found = local_errors(oracle, sampler, levels, latents).error
+    for k in (4, 6):
+        predict, correct = sampler.plan(process.EDM(), levels[:-1], levels[1:])[k].stages
+        start = solution(k)
+        past = [oracle(solution(k - back), levels[k - back]) for back in range(3)]
+        predicted = predict.x * start + sum(w * image for w, image in zip(predict.kept, past, strict=False))
+        images = [oracle(predicted, levels[k + 1]), *past]
+        end = correct.x * start + sum(w * image for w, image in zip(correct.kept, images, strict=False))
+        assert found[k] == pytest.approx((end - solution(k + 1)).square().mean().sqrt().item(), rel=2e-3)

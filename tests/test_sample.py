@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -594,3 +595,19 @@ def test_a_grid_of_ones_own_that_is_no_grid(levels, words):
     with pytest.raises(InputError) as error:
         edmund.sample(lambda x, sigma: x, (2, 2), grid=lambda *_: levels, progress=False)
     assert all(word in str(error.value) for word in words)
+
+
+SDE_SAMPLERS = ["euler_maruyama", "sde_heun", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "sa_solver"]
+
+
+@pytest.mark.parametrize("sampler", SDE_SAMPLERS)
+def test_more_steps_refine_the_same_sample(sampler):
+    """Solvers of SDEs are given one Brownian path a seed; with new noise each time the samples would not converge."""
+    grids = [torch.cat([grid.EDM(3.0)(n + 1, 0.3, 10.0)[:-1], torch.zeros(1, dtype=F64)]) for n in (32, 64, 128)]
+    ends = [draw(mixture(), (200, 2), sampler=sampler, grid=grid.Fixed(levels)) for levels in grids]
+    coarse, fine = ((a - b).square().mean().sqrt().item() for a, b in itertools.pairwise(ends))
+    assert coarse < 0.25 and fine < 0.8 * coarse
+    white = draw(mixture(), (200, 2), sampler=sampler, grid=grid.Fixed(grids[2]), noise=noise.Seeded(range(200)))
+    assert (white - ends[2]).square().mean().sqrt() > 0.5
+    part = draw(mixture(), (200, 2), sampler=sampler, grid=grid.Fixed(grids[0]), batch_size=37)
+    assert torch.equal(part, ends[0])

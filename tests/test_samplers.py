@@ -512,6 +512,8 @@ def run(solver, sigmas, **options):
         (lambda: Heun(alpha=1.5), ["alpha", "1.5"]),
         (lambda: Heun(alpha=math.nan), ["alpha", "nan"]),
         (lambda: Churn(-1.0), ["S_churn", "-1.0"]),
+        (lambda: Churn(1.0, S_max=None), ["S_max", "None"]),
+        (lambda: Heun(churn=40), ["churn is 40", "Churn(S_churn=40)"]),
         (lambda: Churn(math.inf), ["S_churn", "inf"]),
         (lambda: Churn(1.0, S_min=-0.1), ["S_min", "-0.1"]),
         (lambda: Churn(1.0, S_noise=math.nan), ["S_noise", "nan"]),

@@ -689,11 +689,14 @@ def test_pndm_equals_diffusers(steps):
         (lambda: DEIS(5), "order is 5; it must be an integer from 1 to 4"),
         (lambda: UniPC(4), "predictor_order is 4; it must be an integer from 1 to 3"),
         (lambda: UniPC(variant="bh3"), "variant: 'bh3' is not known"),
-        (lambda: IPNDM("4"), "order is '4'"),
+        (lambda: IPNDM("4"), "max_order is '4'"),
         (lambda: SASolver(0), "predictor_order is 0; it must be an integer from 1 to 4"),
         (lambda: SASolver(corrector_order=5), "corrector_order is 5"),
         (lambda: SASolver(tau=-1.0), "tau is -1.0"),
-        (lambda: SASolver(S_min=2.0, S_max=1.0), "S_max is 1.0, S_min is 2.0; S_max must not be below S_min"),
+        (
+            lambda: SASolver(S_min=2.0, S_max=1.0),
+            "S_max is 1.0, S_min is 2.0; S_max must be a number that is not below S_min",
+        ),
     ],
 )
 def test_bad_arguments(make, says):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edmund.devices import known_device
-from edmund.errors import InputError, check_count
+from edmund.errors import InputError, check_count, check_positive
 
 # Without a batch_size, a batch has about this many numbers: 8 MiB in float64, large enough to keep a device busy.
 _DEFAULT_BATCH_ELEMENTS = 1 << 20
@@ -29,6 +29,36 @@ def check_shape(shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
         )
     whole = tuple(int(size) for size in sizes)
     return whole[0], whole[1:]
+
+
+def range_of(
+    denoiser: object,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    default: tuple[float, float],
+    *,
+    clip: bool,
+) -> tuple[float, float]:
+    """The noise levels asked for, or else the default, within the range that the denoiser was trained on.
+
+    clip: the default is narrowed to that range; what is asked for is not, and is refused outside.
+    """
+    trained_low = getattr(denoiser, "sigma_min", None) or 0.0
+    trained_high = getattr(denoiser, "sigma_max", None) or math.inf
+    low, high = (max(default[0], trained_low), min(default[1], trained_high)) if clip else default
+    low = low if sigma_min is None else check_positive("sigma_min", sigma_min)
+    high = high if sigma_max is None else check_positive("sigma_max", sigma_max)
+    # A rounding of the range's ends is no reason to refuse it.
+    for argument, value, inside in (
+        ("sigma_min", low, low >= trained_low * (1 - 1e-9)),
+        ("sigma_max", high, high <= trained_high * (1 + 1e-9)),
+    ):
+        if not inside:
+            raise InputError(
+                f"{argument} is {value!r}, outside the range that the model was trained on, {trained_low:.6g} "
+                f"to {trained_high:.6g}"
+            )
+    return low, high
 
 
 def check_condition(condition: Mapping[str, Tensor] | None, n: int, denoiser: object) -> dict[str, Tensor]:

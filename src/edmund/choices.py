@@ -4,7 +4,6 @@ the sampler, the grid, the noise levels, the noise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 from edmund import formulation as formulations
 from edmund import grid as grids
 from edmund import registry, samplers
+from edmund.arguments import range_of
 from edmund.denoiser import Denoiser
-from edmund.errors import InputError, check_count, check_positive, unknown
-from edmund.noise import NoiseSource, Recorded, Seeded
+from edmund.errors import InputError, check_count, unknown
+from edmund.noise import Brownian, NoiseSource, Recorded, Seeded
 
 
 def resolve_sampler(sampler: str | samplers.Sampler | None, defaults: formulations.Formulation) -> samplers.Sampler:
@@ -58,23 +58,9 @@ def levels_of(
     else:
         steps, low, high = defaults.num_steps, defaults.sigma_min, defaults.sigma_max
     steps = steps if num_steps is None else check_count("num_steps", num_steps)
-    trained_low = getattr(denoiser, "sigma_min", None) or 0.0
-    trained_high = getattr(denoiser, "sigma_max", None) or math.inf
-    if getattr(denoiser, "formulation", None) is None and not isinstance(grid, grids.Fixed):
-        # EDM's range is a default for any denoiser; one that says its own is sampled within that.
-        low, high = max(low, trained_low), min(high, trained_high)
-    low = low if sigma_min is None else check_positive("sigma_min", sigma_min)
-    high = high if sigma_max is None else check_positive("sigma_max", sigma_max)
-    # A rounding of the range's ends is no reason to refuse it.
-    for argument, value, inside in (
-        ("sigma_min", low, low >= trained_low * (1 - 1e-9)),
-        ("sigma_max", high, high <= trained_high * (1 + 1e-9)),
-    ):
-        if not inside:
-            raise InputError(
-                f"{argument} is {value!r}, outside the range that the model was trained on, {trained_low:.6g} "
-                f"to {trained_high:.6g}"
-            )
+    # EDM's range is a default for any denoiser; one that says its own is sampled within that.
+    clip = getattr(denoiser, "formulation", None) is None and not isinstance(grid, grids.Fixed)
+    low, high = range_of(denoiser, sigma_min, sigma_max, (low, high), clip=clip)
     levels = grid(steps, low, high, getattr(denoiser, "round_sigma", None))
     if not isinstance(levels, Tensor) or levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() < 0).all()):
         told = levels.tolist() if isinstance(levels, Tensor) else repr(levels)
@@ -107,7 +93,7 @@ def sources(
     if len(given) != n:
         raise InputError(f"seeds has {len(given)} entries, but shape asks for {n} samples; one seed a sample")
     seeded = Seeded(given)
-    source = noise if noise is not None else seeded
+    source = noise if noise is not None else Brownian(given) if brownian else seeded
     if latents is None:
         return source, seeded
     if not isinstance(latents, Tensor):

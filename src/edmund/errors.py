@@ -39,6 +39,13 @@ def check_positive(argument: str, value: float) -> float:
     return float(value)
 
 
+def check_not_negative(argument: str, value: float) -> float:
+    """`value`, if it is a finite number of at least 0; else an `InputError` that names the argument."""
+    if check_number(argument, value) < 0:
+        raise InputError(f"{argument} is {value!r}; it must be a finite number, not negative")
+    return float(value)
+
+
 def check_count(argument: str, value: int, least: int = 1) -> int:
     """`value`, if it is an integer of at least `least`; else an `InputError` that names the argument."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:

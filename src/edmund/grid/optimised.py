@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from edmund import progress as progress_bars
-from edmund.arguments import check_condition, check_shape, device_of, evaluation_mode
-from edmund.errors import InputError, check_count, check_positive
+from edmund.arguments import check_condition, check_shape, device_of, evaluation_mode, range_of
+from edmund.errors import InputError, check_count
 from edmund.grid._base import Grid, check_falling, ramp
 from edmund.grid._fit import equidistributed, reference, searched
 from edmund.grid.closed_form import EDM
@@ -95,26 +95,26 @@ class Optimised(Grid):
         for n samples and a neighbour of each.
 
         process, sigma_min, sigma_max: as sampling will have them; None: those of the denoiser's formulation, or EDM's
-        (0.002 to 80). seeds: one a sample; None: from 2^32 on, so that the grid is not fitted to the samples that are
-        drawn later. condition: keyword tensors with a batch axis of n or 1. device: where the states live; None: where
-        the denoiser's parameters are. The states are float64 (float32 where the device has none). Bit for bit the same
-        for the same arguments.
+        (0.002 to 80, within the denoiser's own range). seeds: one a sample; None: from 2^32 on, so that the grid is not
+        fitted to the samples that are drawn later. condition: keyword tensors with a batch axis of n or 1. device:
+        where the states live; None: where the denoiser's parameters are. The states are float64 (float32 where the
+        device has none). Bit for bit the same for the same arguments.
 
         Raises InputError for arguments that cannot be used, and for a sampler that draws noise: it has no one end.
         """
         n, item = check_shape(shape)
         if not callable(denoiser):
             raise InputError(f"denoiser is {denoiser!r}; it must be a callable (x, sigma, **condition) -> E[y | x]")
-        if isinstance(sampler, type) or not hasattr(sampler, "stochastic"):
-            raise InputError(f"sampler is {sampler!r}; it must be a sampler, such as samplers.Heun()")
+        if isinstance(sampler, type) or not hasattr(sampler, "plan"):
+            raise InputError(f"sampler is {sampler!r}; it must be one whose steps are the grid's: samplers.Heun(), ...")
         if sampler.stochastic:
             raise InputError(f"sampler is {sampler!r}, which draws noise; a grid is fitted to a deterministic one")
         defaults = getattr(denoiser, "formulation", None)
         path = getattr(defaults, "process", EDMProcess()) if process is None else process
         if not isinstance(path, Process):
             raise InputError(f"process is {process!r}; it must be a Process, such as process.VP()")
-        low = check_positive("sigma_min", getattr(defaults, "sigma_min", 0.002) if sigma_min is None else sigma_min)
-        high = check_positive("sigma_max", getattr(defaults, "sigma_max", 80.0) if sigma_max is None else sigma_max)
+        usual = getattr(defaults, "sigma_min", 0.002), getattr(defaults, "sigma_max", 80.0)
+        low, high = range_of(denoiser, sigma_min, sigma_max, usual, clip=defaults is None)
         check_range(low, high)
         if num_steps is not None:
             check_count("num_steps", num_steps, least=2)

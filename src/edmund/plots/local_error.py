@@ -86,6 +86,9 @@ def local_errors(
         images: deque[Tensor] = deque(maxlen=max(len(stage.kept) for step in plan for stage in step.stages) or 1)
         for k, step in enumerate(plan):
             z = solution[k]
+            if step.stages[0].sigma is None and images:
+                # A predictor-corrector's image at its start is of the prediction that the step before corrected.
+                images[0] = denoised(z, levels[k].item())
             for stage in step.stages:
                 if stage.sigma is not None:
                     image = denoised(z, stage.sigma)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edmund.errors import InputError, check_number
+from edmund.errors import InputError, check_not_negative, check_number
 from edmund.process import Process
 from edmund.samplers._base import Churn
 from edmund.samplers._linear import LinearStep, OneStepSampler, Stage
@@ -43,12 +43,6 @@ def check_eta(eta: float) -> None:
         )
 
 
-def check_S_noise(S_noise: float) -> None:
-    """InputError unless S_noise is finite and not negative."""
-    if check_number("S_noise", S_noise) < 0:
-        raise InputError(f"S_noise is {S_noise!r}; it must not be negative: 1 is the noise that the law asks for")
-
-
 @dataclass(frozen=True)
 class AncestralSampler(OneStepSampler):
     """A one-step solver of the ODE in sigma, made ancestral by eta. One defines `stages`.
@@ -62,8 +56,9 @@ class AncestralSampler(OneStepSampler):
     S_noise: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_eta(self.eta)
-        check_S_noise(self.S_noise)
+        check_not_negative("S_noise", self.S_noise)
 
     @property
     def stochastic(self) -> bool:

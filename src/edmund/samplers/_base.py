@@ -8,6 +8,7 @@ denoiser sees.
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edmund.denoiser import Denoiser
-from edmund.errors import InputError, check_number
+from edmund.errors import InputError, check_not_negative
 from edmund.noise import NoiseSource
 from edmund.process import Process
 
@@ -101,6 +102,13 @@ class Sampler(ABC):
         """
 
 
+def check_interval(S_min: float, S_max: float) -> None:
+    """Raises InputError unless 0 <= S_min <= S_max; S_max may be infinite."""
+    check_not_negative("S_min", S_min)
+    if isinstance(S_max, bool) or not isinstance(S_max, numbers.Real) or not S_max >= S_min:
+        raise InputError(f"S_max is {S_max!r}, S_min is {S_min!r}; S_max must be a number that is not below S_min")
+
+
 @dataclass(frozen=True)
 class Churn:
     """Algorithm 2's noise injection (Karras et al. 2022): each step from sigma in [S_min, S_max] first raises the noise
@@ -115,12 +123,9 @@ class Churn:
     S_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        for argument in ("S_churn", "S_min", "S_noise"):
-            value = check_number(argument, getattr(self, argument))
-            if value < 0:
-                raise InputError(f"{argument} is {value!r}; it must be a finite number, not negative")
-        if isinstance(self.S_max, str) or not self.S_max >= self.S_min:
-            raise InputError(f"S_max is {self.S_max!r}, S_min is {self.S_min!r}; S_max must not be below S_min")
+        check_not_negative("S_churn", self.S_churn)
+        check_not_negative("S_noise", self.S_noise)
+        check_interval(self.S_min, self.S_max)
 
     def raised(self, sigmas: Tensor, round_sigma: Callable[[Tensor], Tensor] | None) -> Tensor:
         """The level each step starts from after churn: float64 [N], from the nodes [N + 1]."""

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from edmund.errors import InputError, check_number
+from edmund.errors import InputError
 from edmund.samplers._linear import LinearStep, Stage
 
 
@@ -113,13 +113,6 @@ def two_point_weights(z: float, theta: float, moment: float) -> tuple[float, flo
     """
     other = moment / theta
     return -math.expm1(-z) - other, other
-
-
-def check_noise(**arguments: float) -> None:
-    """Raises InputError unless all are finite numbers and not negative."""
-    for argument, value in arguments.items():
-        if check_number(argument, value) < 0:
-            raise InputError(f"{argument} is {value!r}; it must be a finite number, not negative")
 
 
 def noise_weight(sigma_to: float, excess: float, h: float) -> float:

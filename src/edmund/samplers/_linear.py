@@ -134,6 +134,10 @@ class OneStepSampler(LinearSampler):
 
     churn: Churn | None
 
+    def __post_init__(self) -> None:
+        if self.churn is not None and not isinstance(self.churn, Churn):
+            raise InputError(f"churn is {self.churn!r}; it must be a Churn, such as Churn(S_churn=40), or None")
+
     @property
     def stochastic(self) -> bool:
         """Whether it draws noise: with churn."""
@@ -141,8 +145,6 @@ class OneStepSampler(LinearSampler):
 
     def raised(self, sigmas: Tensor, denoiser: Denoiser) -> Tensor:
         """The nodes raised by churn."""
-        if self.churn is not None and not isinstance(self.churn, Churn):
-            raise InputError(f"churn is {self.churn!r}; it must be a Churn or None")
         if self.churn is None or self.churn.S_churn == 0:
             return sigmas[:-1]
         if sigmas[-1] > sigmas[0]:

@@ -21,9 +21,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edmund.errors import InputError, check_number
+from edmund.errors import InputError, check_not_negative, check_number
 from edmund.process import Process
-from edmund.samplers._ancestral import check_S_noise
 from edmund.samplers._linear import LinearSampler
 
 
@@ -40,7 +39,7 @@ class ReverseSDESampler(LinearSampler):
     S_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        check_S_noise(self.S_noise)
+        check_not_negative("S_noise", self.S_noise)
         if not callable(self.beta) and check_number("beta", self.beta) < 0:
             raise InputError(f"beta is {self.beta!r}; it must not be negative: 0 is the ODE, 1 is Song's reverse SDE")
 

@@ -46,7 +46,8 @@ class DPMFast(OneStepSampler):
     remainder: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.remainder, bool) or self.remainder not in _TAILS:
+        super().__post_init__()
+        if isinstance(self.remainder, bool) or not isinstance(self.remainder, int) or self.remainder not in _TAILS:
             raise InputError(f"remainder is {self.remainder!r}; it must be 0, 1 or 2, which say the orders of the tail")
 
     @property

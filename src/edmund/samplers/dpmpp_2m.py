@@ -9,11 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edmund.errors import unknown
+from edmund.errors import check_not_negative, unknown
 from edmund.process import Process
 from edmund.samplers._exponential import (
     adams_step,
-    check_noise,
     denoise,
     log_nodes,
     log_step,
@@ -49,7 +48,8 @@ class DPMpp2M(LinearSampler):
     solver_type: str = "midpoint"
 
     def __post_init__(self) -> None:
-        check_noise(eta=self.eta, S_noise=self.S_noise)
+        check_not_negative("eta", self.eta)
+        check_not_negative("S_noise", self.S_noise)
         if self.solver_type not in ("midpoint", "heun"):
             raise unknown("solver_type", self.solver_type, ("midpoint", "heun"))
 

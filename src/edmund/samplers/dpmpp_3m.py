@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edmund.errors import unknown
+from edmund.errors import check_not_negative, unknown
 from edmund.process import Process
 from edmund.samplers._exponential import (
     adams_step,
-    check_noise,
     denoise,
     exponential_moments,
     interpolation_weights,
@@ -51,7 +50,8 @@ class DPMpp3M(LinearSampler):
     curvature: str = "exact"
 
     def __post_init__(self) -> None:
-        check_noise(eta=self.eta, S_noise=self.S_noise)
+        check_not_negative("eta", self.eta)
+        check_not_negative("S_noise", self.S_noise)
         if self.curvature not in ("exact", "half"):
             raise unknown("curvature", self.curvature, ("exact", "half"))
 

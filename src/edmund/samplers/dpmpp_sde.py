@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edmund.errors import InputError, check_number
+from edmund.errors import InputError, check_not_negative, check_number
 from edmund.process import Process
-from edmund.samplers._ancestral import ancestral, check_eta, check_S_noise
+from edmund.samplers._ancestral import ancestral, check_eta
 from edmund.samplers._linear import LinearSampler, LinearStep, Stage
 
 
@@ -41,7 +41,7 @@ class DPMppSDE(LinearSampler):
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
-        check_S_noise(self.S_noise)
+        check_not_negative("S_noise", self.S_noise)
         if not 0 < check_number("r", self.r) < 1:
             raise InputError(f"r is {self.r!r}; it must lie between 0 and 1: the place of the step's second call")
 

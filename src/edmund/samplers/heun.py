@@ -35,6 +35,7 @@ class Heun(OneStepSampler):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < check_number("alpha", self.alpha) <= 1:
             raise InputError(f"alpha is {self.alpha!r}; it must lie in (0, 1]: 1 is Heun, 1/2 midpoint, 2/3 Ralston")
 

@@ -34,25 +34,31 @@ class IPNDM(LinearSampler):
     """z' = z + (sigma' - sigma) sum_j w_j eps_j, with the weights of equal steps (Zhang & Chen 2023, arXiv 2204.13902,
     after Liu et al. 2022); the process does not matter.
 
-    The first step is DDIM's, the next of two noise predictions, and so on: with this start, the order is 2 for all of
-    orders 2 to 4, as it is on levels not uniform in sigma. The step to sigma = 0 is one like the others. NFE of N
+    max_order: how many noise predictions a step combines, 1 to 4; the order on levels uniform in sigma after a start of
+    that order. The first step is DDIM's, the next of two noise predictions, and so on: with this start, and on levels
+    not uniform in sigma, the order is 2 for all from 2 to 4. The step to sigma = 0 is one like the others. NFE of N
     steps: N.
     """
 
     name: ClassVar[str] = "ipndm"
     source: ClassVar[str] = "Zhang & Chen 2023 (2204.13902), after Liu et al. 2022"
     nfe_per_step = 1
-    order: int = 4
+    max_order: int = 4
 
     def __post_init__(self) -> None:
-        check_order("order", self.order, 4)
+        check_order("max_order", self.max_order, 4)
+
+    @property
+    def order(self) -> int:
+        """2 from max_order 2 on."""
+        return min(self.max_order, 2)
 
     def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[LinearStep]:
         """History of noise predictions."""
         nodes = nodes_of(sigma_from, sigma_to)
         steps = []
         for i, sigma in enumerate(nodes[:-1]):
-            kept = tuple((nodes[i + 1] - sigma) * weight for weight in _EQUAL[min(self.order, i + 1) - 1])
+            kept = tuple((nodes[i + 1] - sigma) * weight for weight in _EQUAL[min(self.max_order, i + 1) - 1])
             steps.append(LinearStep((Stage(sigma, 1.0, kept, keep=_eps(sigma)),)))
         return steps
 
@@ -69,7 +75,7 @@ class PNDM(LinearSampler):
 
     name: ClassVar[str] = "pndm"
     source: ClassVar[str] = "Liu et al. 2022 (2202.09778), Algorithm 2"
-    order = 4
+    order = 2
     nfe_per_step = 1
 
     def plan(self, process: Process, sigma_from: Tensor, sigma_to: Tensor) -> Sequence[LinearStep]:

@@ -29,7 +29,7 @@ class PredictorCorrector(LinearSampler):
 
     Langevin's own bias does not fall with the number of steps: while sigma' is above the data's std d the corrector
     makes the std of the samples too large by snr^2 / 2 of it. Below d the bias is (snr sigma')^2 / (2 d^2), and the law
-    of the final samples does converge, with weak order 1.
+    of the final samples, at levels well below d, does converge, with weak order 1; down to a level near d it does not.
 
     snr: the signal-to-noise ratio, in (0, 1). corrector_steps: Langevin steps a level. The predictor is over the
     process's own t, the corrector independent of it. The step to sigma = 0 is the denoised image, without correction.

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from edmund.errors import InputError
+from edmund.errors import check_not_negative
 from edmund.process import Process
+from edmund.samplers._base import check_interval
 from edmund.samplers._exponential import (
-    check_noise,
     check_order,
     exponential_weights,
     log_nodes,
@@ -41,8 +41,8 @@ class SASolver(LinearSampler):
 
     The orders rise from 1 (2 of the corrector) over the first steps, and where the levels end in 0 fall again over the
     last ones, to the denoised image in the step to 0. The last step predicts only. NFE of N steps: N. The order is that
-    of the corrector or one above the predictor's, the lesser; at most 3 with this start, and at most 2 in law
-    with tau > 0.
+    of the corrector or one above the predictor's, the lesser (with this start 3 at last, where one step of a low order
+    shows), and at most 2 in law with tau > 0.
     """
 
     name: ClassVar[str] = "sa_solver"
@@ -58,9 +58,8 @@ class SASolver(LinearSampler):
     def __post_init__(self) -> None:
         check_order("predictor_order", self.predictor_order, 4)
         check_order("corrector_order", self.corrector_order, 4)
-        check_noise(tau=self.tau, S_min=self.S_min)
-        if isinstance(self.S_max, str) or not self.S_max >= self.S_min:
-            raise InputError(f"S_max is {self.S_max!r}, S_min is {self.S_min!r}; S_max must not be below S_min")
+        check_not_negative("tau", self.tau)
+        check_interval(self.S_min, self.S_max)
 
     @property
     def order(self) -> int:

@@ -37,8 +37,8 @@ class UniPC(LinearSampler):
     variant: "bh1": B = h; "bh2": B = 1 - e^{-h}.
 
     p rises from 1 over the first steps: their errors are of third order (UniPC-1's of second), so that p = 3 shows
-    order 3 with this start. Where the levels end in 0, p falls again over the last steps, to the denoised image in the
-    step to 0.
+    order 3 at last, where the one step shows; on a mixture not before 1024 steps. Where the levels end in 0, p falls
+    again over the last steps, to the denoised image in the step to 0.
     """
 
     name: ClassVar[str] = "unipc"
