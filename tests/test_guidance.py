@@ -231,8 +231,34 @@ def test_negative_conditions():
     torch.testing.assert_close(ours, D_negative + 2.5 * (D - D_negative), rtol=1e-12, atol=1e-12)
     assert exact.calls == [12]
     # Where it is the condition itself, guidance does nothing.
-    same = ClassifierFree(exact, 2.5, negative={"labels": LABELS})(X, level(0.8), labels=LABELS)
-    torch.testing.assert_close(same, D, rtol=1e-12, atol=1e-12)
+    same = LABELS == 1
+    torch.testing.assert_close(ours[same], D[same], rtol=1e-12, atol=1e-12)
+    # However the batch is split, by hand or as samples arrive.
+    guided, condition = ClassifierFree(exact, 2.5, negative=away), {"labels": LABELS}
+    for sampler in ("heun", samplers.Adaptive()):
+        options = {"sampler": sampler, "num_steps": 5, "condition": condition, "progress": False}
+        parts = edmund.sample(guided, (6, 2), batch_size=4, **options)
+        torch.testing.assert_close(parts, edmund.sample(guided, (6, 2), **options), rtol=1e-9, atol=1e-9)
+    density = edmund.log_prob(guided, X, condition=condition, progress=False)
+    alone = edmund.log_prob(guided, X[3:4], condition={"labels": LABELS[3:4]}, progress=False)
+    torch.testing.assert_close(density[3:4], alone, rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_sample_of_adaptive_steps():
+    """Of samples that arrive apart the last has a sigma of [1], and its two halves are each told their own."""
+    seen = []
+
+    def strict(x, sigma, labels):
+        assert sigma.ndim == 0 or sigma.shape == x.shape[:1]
+        seen.append((len(x), sigma.ndim))
+        spread = torch.tensor([0.1, 2.0, 1.0], dtype=F64)[labels, None]  # the last: the reference
+        return x * spread**2 / (spread**2 + sigma.reshape(-1, 1) ** 2)
+
+    options = {"sampler": samplers.Adaptive(), "num_steps": 3, "progress": False}
+    together = edmund.sample(ClassifierFree(strict, 1.5), (2, 2), condition={"labels": torch.tensor([0, 1])}, **options)
+    assert (4, 1) in seen and (2, 1) in seen
+    alone = edmund.sample(ClassifierFree(strict, 1.5), (1, 2), condition={"labels": torch.tensor([0])}, **options)
+    torch.testing.assert_close(together[:1], alone, rtol=1e-9, atol=1e-9)
 
 
 def randomised(network):
@@ -358,6 +384,31 @@ def test_rescale(phi):
     assert torch.equal(off(x, sigma, **condition), main)
 
 
+def test_rescale_through_other_wrappers():
+    """Around thresholding: to the standard deviation of the unguided D, thresholded too."""
+    make, shape, condition = CONDITIONS["all"]
+    model, x, sigma = make(), randn(3, *shape, seed=2), level(2.0)
+    free = ClassifierFree(model, 5.0)
+    for around in (lambda d: StaticThresholding(d, 0.5), lambda d: DynamicThresholding(d, 0.7, bound=0.3)):
+        guided, main = around(free)(x, sigma, **condition), around(model)(x, sigma, **condition)
+        assert (guided - free(x, sigma, **condition)).abs().max() > 1e-2
+        ours = Rescale(around(free), 0.5)
+        ratio = main.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+        expected = guided * (0.5 + 0.5 * ratio)
+        torch.testing.assert_close(ours(x, sigma, **condition), expected, rtol=1e-9, atol=1e-9)
+        # Twice by halves: what the first left is halved again.
+        ratio = main.std((1, 2, 3), keepdim=True) / expected.std((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(
+            Rescale(ours, 0.5)(x, sigma, **condition), expected * (0.5 + 0.5 * ratio), rtol=1e-9, atol=1e-9
+        )
+        off = Rescale(around(ClassifierFree(model, 5.0, (3.0, 9.0))), 0.5)
+        assert torch.equal(off(x, sigma, **condition), main)
+    assert not StaticThresholding(model).guides and StaticThresholding(StaticThresholding(free)).guides
+    for plain in (StaticThresholding(len), Wrapper(len)):
+        with pytest.raises(InputError, match="has no guidance in it"):
+            plain.with_main(x, sigma)
+
+
 def test_rescale_of_a_constant():
     flat = lambda x, sigma, labels=None: torch.ones_like(x) * (2.0 if labels is not None else 1.0)  # noqa: E731
     ours = Rescale(Autoguidance(flat, lambda x, sigma: torch.zeros_like(x), 2.0), 0.7)(X, level(1.0))
@@ -377,6 +428,7 @@ NESTS = {
         0.9,
         bound=4.0,
     ),
+    "rescale of threshold": lambda: Rescale(StaticThresholding(ClassifierFree(Classes(), 2.0), 9.0), 0.5),
 }
 
 
@@ -497,20 +549,23 @@ CONTEXT = mlp(context_dim=5, label_dim=3)
         (lambda: ClassifierFree(Classes(), 2.0, "ab"), ["interval is 'ab'"]),
         (lambda: ClassifierFree(Classes(), 2.0, negative={}), ["negative is {}"]),
         (lambda: ClassifierFree(Classes(), 2.0, negative={"labels": 3}), ["negative 'labels' is 3"]),
-        (lambda: ClassifierFree(Classes(), 2.0, negative={"labels": LABELS}, drop=["labels"]), ["negative and drop"]),
+        (
+            lambda: ClassifierFree(Classes(), 2.0, negative={"labels": LABELS[:1]}, drop=["labels"]),
+            ["negative and drop"],
+        ),
         (lambda: ClassifierFree(CONTEXT, 2.0, negative={"labels": torch.tensor([9])}), ["labels holds 9"]),
         (lambda: ClassifierFree(Classes(), 2.0, drop="labels"), ["drop is 'labels'", "sequence"]),
         (lambda: ClassifierFree(Classes(), 2.0, drop=["label"]), ["'label'", "did you mean 'labels'"]),
         (call(ClassifierFree(Classes(), 2.0)), ["no condition to guide by", "none", "labels"]),
         (call(ClassifierFree(lambda x, sigma, a: x, 2.0), a=X), ["no condition to guide by", "['a']"]),
-        (call(ClassifierFree(Classes(), 2.0, negative={"context": X}), labels=LABELS), ["negative", "'context'"]),
+        (call(ClassifierFree(Classes(), 2.0, negative={"context": X[:1]}), labels=LABELS), ["negative", "'context'"]),
         (
             call(ClassifierFree(Classes(), 2.0, negative={"labels": torch.ones(1, 3)}), labels=LABELS),
             ["negative 'labels'", "(6, 3)", "(6,)"],
         ),
         (
-            call(ClassifierFree(Classes(), 2.0, negative={"labels": LABELS[:4]}), labels=LABELS),
-            ["'labels'", "(4,)", "1 or 6"],
+            lambda: ClassifierFree(Classes(), 2.0, negative={"labels": LABELS}),
+            ["negative 'labels' has shape (6,)", "must be 1", "a call each"],
         ),
         (
             call(ClassifierFree(lambda x, sigma, context: x, 2.0), context=X),
@@ -530,6 +585,7 @@ CONTEXT = mlp(context_dim=5, label_dim=3)
             ["no gradient in x"],
         ),
         (lambda: Rescale(Classes(), 0.7), ["guidance is a Classes"]),
+        (lambda: Rescale(StaticThresholding(Classes()), 0.7), ["guidance is a StaticThresholding", "unguided D"]),
         (lambda: Rescale(ClassifierFree(Classes(), 2.0), 1.5), ["phi is 1.5", "[0, 1]"]),
         (lambda: Rescale(ClassifierFree(Classes(), 2.0), math.nan), ["phi is nan"]),
         (lambda: Rescale(Autoguidance(len, len, 2.0), 0.7)(X[:, :1], level(1.0)), ["(6, 1)", "standard deviation"]),

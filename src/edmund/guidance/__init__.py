@@ -12,7 +12,7 @@ sigma_low < sigma <= sigma_high (Kynkaanniemi et al. 2024, arXiv 2404.07724), ou
 
 Large w drives D out of the data's range: `StaticThresholding` and `DynamicThresholding` pull it back, `Rescale`
 restores its contrast. Every one is a denoiser again, and carries the range, the levels and the formulation of the one
-it wraps: they nest in any order (`Rescale` goes right around a guidance) and work with every sampler.
+it wraps: they nest in any order (`Rescale` needs a guidance somewhere inside) and work with every sampler.
 """
 
 from edmund.guidance._base import Guidance, Wrapper

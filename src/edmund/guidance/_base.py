@@ -46,6 +46,17 @@ class Wrapper(nn.Module):
         """The conditions that may be given; None when any."""
         return condition_names(self.denoiser)
 
+    @property
+    def guides(self) -> bool:
+        """Whether there is a guidance in it, so that `with_main` can tell D without."""
+        return False
+
+    def with_main(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(D, D_main), like x [B, *] each, at the cost of the first: D_main is what D were with the outermost guidance
+        in it off; the same tensor where it is. InputError where there is none.
+        """
+        raise InputError(f"{type(self).__name__} has no guidance in it, so there is no unguided D to tell")
+
 
 class Guidance(Wrapper):
     """A guidance: D_guided = D_ref + w (D_main - D_ref) where sigma is in the interval, D_main elsewhere and at w = 1.
@@ -63,6 +74,11 @@ class Guidance(Wrapper):
     @abstractmethod
     def _guided(self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(D_guided, D_main) of every sample of the batch."""
+
+    @property
+    def guides(self) -> bool:
+        """True."""
+        return True
 
     def _main(self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         return self.denoiser(x, sigma, **condition)

@@ -28,8 +28,9 @@ class ClassifierFree(Guidance):
     that are given (context and image only go together with all others, as one `condition_dropped` tells of them).
 
     negative: a mapping of conditions that D_ref is told instead, such as {"labels": ...} or {"context": ...} (negative
-    prompts): what the samples are to move away from. Its batch axis is that of the batch, or 1 for all samples; what it
-    does not name D_ref is told as it is.
+    prompts): what the samples are to move away from. Each has a batch axis of 1, the same for all samples, as samplers
+    split batches; samples that move away from different things are drawn in a call each. What it does not name D_ref is
+    told as it is.
 
     Raises InputError, when called with w != 1, for a condition of which nothing can be dropped.
     """
@@ -53,7 +54,12 @@ class ClassifierFree(Guidance):
             raise InputError(f"negative is {negative!r}; it must be a mapping such as {{'labels': tensor}}, or None")
         for key, value in negative.items():
             if not isinstance(value, Tensor) or value.ndim == 0:
-                raise InputError(f"negative {key!r} is {value!r}; it must be a tensor with a batch axis")
+                raise InputError(f"negative {key!r} is {value!r}; it must be a tensor with a batch axis of 1")
+            if len(value) != 1:
+                raise InputError(
+                    f"negative {key!r} has shape {tuple(value.shape)}; its batch axis must be 1, one for all samples, "
+                    f"as batches are split: sample what has different negatives in a call each"
+                )
         if "labels" in negative and hasattr(self, "check_labels"):
             self.check_labels(negative["labels"])
         return dict(negative)
@@ -61,7 +67,7 @@ class ClassifierFree(Guidance):
     def _guided(self, x: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         given = expand_condition(condition, len(x))
         both = self._dropped(given, len(x), x.device) if self.negative is None else self._negated(given, len(x))
-        sigmas = torch.cat([sigma, sigma]) if sigma.ndim == 1 and len(sigma) > 1 else sigma
+        sigmas = sigma.expand(len(x)).repeat(2) if sigma.ndim == 1 else sigma
         main, reference = self.denoiser(torch.cat([x, x]), sigmas, **both).chunk(2)
         return torch.lerp(reference, main, self.w), main
 

@@ -15,21 +15,22 @@ import torch
 from torch import Tensor
 
 from edmund.errors import InputError, check_number
-from edmund.guidance._base import Guidance, Wrapper
+from edmund.guidance._base import Wrapper
 
 
 class Rescale(Wrapper):
     """A guidance whose D has the standard deviation, per sample, of the D that it guides (Lin et al. 2023).
 
-    guidance: a `Guidance`, such as `ClassifierFree`; other wrappers go around this one, or inside the guidance. phi:
-    how far, in [0, 1]; 0 is off, the paper takes 0.7.
+    guidance: a `Guidance`, such as `ClassifierFree`, or thresholding and rescaling around one: of nested guidances the
+    outermost is meant, and both its D come through what is around it. phi: how far, in [0, 1]; 0 is off, the paper
+    takes 0.7.
     """
 
-    def __init__(self, guidance: Guidance, phi: float) -> None:
-        if not isinstance(guidance, Guidance):
+    def __init__(self, guidance: Wrapper, phi: float) -> None:
+        if not isinstance(guidance, Wrapper) or not guidance.guides:
             raise InputError(
-                f"guidance is a {type(guidance).__name__}; Rescale goes right around a guidance such as "
-                f"ClassifierFree, whose unguided D it needs to know"
+                f"guidance is a {type(guidance).__name__}; it must be a guidance such as ClassifierFree, or "
+                f"thresholding around one: Rescale needs to know the unguided D"
             )
         super().__init__(guidance)
         if not 0 <= check_number("phi", phi) <= 1:
@@ -38,13 +39,22 @@ class Rescale(Wrapper):
 
     def forward(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         """The rescaled D(x; sigma), like x [B, *]; sigma [] or [B]."""
+        return self.with_main(x, sigma, **condition)[0]
+
+    @property
+    def guides(self) -> bool:
+        """True."""
+        return True
+
+    def with_main(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(D rescaled, D_main), like x [B, *] each; the same tensor where guidance is off."""
         if x[0].numel() < 2:
             raise InputError(f"x has shape {tuple(x.shape)}; one number a sample has no standard deviation to match")
-        assert isinstance(self.denoiser, Guidance)
+        assert isinstance(self.denoiser, Wrapper)
         guided, main = self.denoiser.with_main(x, sigma, **condition)
         if self.phi == 0 or guided is main:
-            return guided
+            return guided, main
         axes = tuple(range(1, x.ndim))
         wanted, found = main.std(axes, keepdim=True), guided.std(axes, keepdim=True)
         ratio = torch.where(found > 0, wanted / found, 1.0)  # a constant D has no contrast to scale
-        return guided * (1 + self.phi * (ratio - 1))
+        return guided * (1 + self.phi * (ratio - 1)), main

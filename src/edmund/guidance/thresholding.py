@@ -9,6 +9,7 @@ saturated numbers are pushed inwards instead of piling up at the bound.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from numbers import Real
 
@@ -20,7 +21,32 @@ from edmund.errors import InputError, check_number, check_positive
 from edmund.guidance._base import Wrapper
 
 
-class StaticThresholding(Wrapper):
+class _Thresholding(Wrapper):
+    """A function of D alone."""
+
+    @abstractmethod
+    def _within(self, denoised: Tensor) -> Tensor:
+        """D [B, *] within the bounds."""
+
+    def forward(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
+        """The thresholded D(x; sigma), like x [B, *]; sigma [] or [B]."""
+        return self._within(self.denoiser(x, sigma, **condition))
+
+    @property
+    def guides(self) -> bool:
+        """Whether there is a guidance in it."""
+        return isinstance(self.denoiser, Wrapper) and self.denoiser.guides
+
+    def with_main(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
+        """(D, D_main), both thresholded; the same tensor where guidance is off. InputError where there is none."""
+        if not isinstance(self.denoiser, Wrapper):
+            return super().with_main(x, sigma, **condition)
+        guided, main = self.denoiser.with_main(x, sigma, **condition)
+        within = self._within(guided)
+        return within, within if guided is main else self._within(main)
+
+
+class StaticThresholding(_Thresholding):
     """D clamped to [-bound, bound], or to (low, high).
 
     bound: one positive number or two, in the units that the denoiser works in (a `Model`'s own, after its transform);
@@ -39,12 +65,11 @@ class StaticThresholding(Wrapper):
             raise InputError(f"bound is {bound!r}; it must be (low, high) with low < high, and not both infinite")
         self.low, self.high = float(ends[0]), float(ends[1])
 
-    def forward(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-        """The clamped D(x; sigma), like x [B, *]; sigma [] or [B]."""
-        return self.denoiser(x, sigma, **condition).clamp(self.low, self.high)
+    def _within(self, denoised: Tensor) -> Tensor:
+        return denoised.clamp(self.low, self.high)
 
 
-class DynamicThresholding(Wrapper):
+class DynamicThresholding(_Thresholding):
     """D clamped to [-s, s] and divided by s / bound, with s the quantile of |D| in the sample, at least bound (Saharia
     et al. 2022).
 
@@ -58,9 +83,7 @@ class DynamicThresholding(Wrapper):
         self.quantile = float(quantile)
         self.bound = check_positive("bound", bound)
 
-    def forward(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
-        """The thresholded D(x; sigma), like x [B, *]; sigma [] or [B]."""
-        denoised = self.denoiser(x, sigma, **condition)
+    def _within(self, denoised: Tensor) -> Tensor:
         sizes = denoised.abs().flatten(1)
         sizes = sizes.to(torch.promote_types(sizes.dtype, torch.float32))  # quantiles of half precision do not exist
         scale = torch.quantile(sizes, self.quantile, dim=1) / self.bound
