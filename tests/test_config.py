@@ -125,6 +125,8 @@ def build(document):
         ({"sampling": {"sampler": "heun", "s_churn": -1}}, ["S_churn", "-1"]),
         ({"sampling": {"sampler": "lms", "order": 5}}, ["order", "5"]),
         ({"sampling": {"sampler": "ddim", "eta": -0.5}}, ["eta", "-0.5"]),
+        ({"sampling": {"sampler": "restart", "intervals": [[0.3, 0.06, 2, 2]]}}, ["intervals", "0.3", "0.06"]),
+        ({"sampling": {"sampler": "restart", "intervals": "all"}}, ["sampling.intervals", "'all'"]),
         ({"sampling": {"steps": True}}, ["sampling.steps", "True"]),
         ({"diffusion": {"p_mean": float("nan")}}, ["P_mean", "nan"]),
         ({"diffusion": {"type": "iDDPM", "m": 0}}, ["M is 0"]),

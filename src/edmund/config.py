@@ -123,7 +123,8 @@ def _diffusion_keys(kind: str) -> Keys:
 def sampler_keys(name: str) -> Keys:
     """The keys of a sampler: its arguments that a document can hold, and the fields of its churn."""
     arguments = _arguments(samplers.named()[name])
-    keys = {key: value for key, value in arguments.items() if isinstance(value.default, bool | int | float | str)}
+    plain = bool | int | float | str | None
+    keys = {key: value for key, value in arguments.items() if isinstance(value.default, plain) and key != "churn"}
     if "churn" in arguments:
         hints = get_type_hints(samplers.Churn)
         keys = {key: Key(hints[field] | None) for key, field in _CHURN.items()} | keys

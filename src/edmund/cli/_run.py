@@ -77,8 +77,8 @@ def pick_sampler(
     if name is not None:
         carried = {key: value for key, value in carried.items() if key in churn and "s_churn" in keys & carried.keys()}
     if "s_churn" not in carried | given:
-        # A key with no value to begin with is churn's; a sampler's own s_noise has one.
-        shaped = [key for key in given if keys[key].default is None]
+        # A sampler's own s_noise has a value to begin with, churn's has none.
+        shaped = [key for key in given if key in churn and keys[key].default is None]
         if shaped:
             raise InputError(
                 f"--{shaped[0].replace('_', '-')} is given without --s-churn; without it there is no churn to shape"
