@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from oracles import F64, PROCESSES, gaussian, mixture
 from torch import nn
 
 import edmund
-from edmund import denoiser, formulation, grid, networks, noise, preconditioning, process, transform
+from edmund import denoiser, formulation, grid, guidance, networks, noise, preconditioning, process, transform
 from edmund.edit import edit
 from edmund.errors import InputError
 from edmund.samplers import Adaptive, Churn, Heun, Restart
@@ -161,6 +162,33 @@ def test_models_edit_in_the_users_units():
     assert torch.equal(edited(model, x.round().int(), 1.0, mask=mask, **options)[:, 1], x[:, 1].round().float())
 
 
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, False, True])])
+def test_another_denoiser_in_a_models_place(mask):
+    model = make_model()
+    x = UNITS.inverse(torch.randn(6, 3, generator=torch.Generator().manual_seed(1), dtype=F64))
+    guided = guidance.ClassifierFree(model.denoiser, 3.0)
+    options = {"mask": mask, "condition": {"labels": torch.arange(6) % 4}, "num_steps": 5}
+    out = edited(model, x, 1.0, denoiser=guided, batch_size=4, **options)
+    inner = edited(guided, UNITS.forward(x), 1.0, **options)
+    torch.testing.assert_close(out, UNITS.inverse(inner).float())
+    assert (UNITS.forward(out.double()) - UNITS.forward(edited(model, x, 1.0, **options).double())).abs().max() > 1e-3
+
+
+def test_what_goes_to_mps_is_float32(monkeypatch):
+    """MPS has no float64, so that moving it there fails; seen at the door of `edmund.sample`."""
+    handed = {}
+
+    def reached(denoiser, shape, *, condition, **options):
+        handed.update(condition)
+        raise StopIteration
+
+    monkeypatch.setattr(sys.modules["edmund.edit"], "device_of", lambda *arguments: torch.device("mps"))
+    monkeypatch.setattr(sys.modules["edmund.edit"], "sample", reached)
+    with pytest.raises(StopIteration):
+        edited(mixture(), torch.zeros(3, 2), 1.0, mask=MASK)
+    assert {value.dtype for value in handed.values()} == {torch.float32} and len(handed) == 2
+
+
 def test_masks_broadcast_over_channels():
     oracle = denoiser.Empirical(torch.randn(20, 2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=F64))
     x = oracle.dataset[:4] + 0.1
@@ -247,9 +275,13 @@ def test_bad_input(x, sigma, options, words):
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(InputError, match="denoiser is 3"):
+    with pytest.raises(InputError, match="model is 3"):
         edited(3, X, 1.0)
     with pytest.raises(InputError, match=r"the model's samples have \(3,\)"):
         edited(make_model(), torch.zeros(2, 3, 3), 1.0)
+    with pytest.raises(InputError, match="denoiser is given besides a GaussianMixture; it takes the place of a Model"):
+        edited(mixture(), X, 1.0, denoiser=ranged)
+    with pytest.raises(InputError, match="denoiser is 3; it must be a callable"):
+        edited(make_model(), torch.zeros(2, 3), 1.0, denoiser=3)
     with pytest.raises(InputError, match="labels holds 7"):
         edited(make_model(), torch.zeros(2, 3), 1.0, condition={"labels": torch.tensor([0, 7])})

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import edmund
-from edmund import formulation, preconditioning, process, samplers, transform
+from edmund import formulation, guidance, preconditioning, process, samplers, transform
 from edmund.denoiser import Gaussian, GaussianMixture
 from edmund.encode import encode, interpolate
 from edmund.errors import InputError
@@ -94,6 +94,22 @@ def test_the_last_step_is_undone():
     assert errors[0] < 1e-3 and abs(math.log2(errors[1] / errors[0]) - 4) < 0.5
 
 
+def test_which_last_steps_are_undone():
+    """What the module says of samplers that end otherwise than by denoising."""
+    oracle = GaussianMixture([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.0]], stds=[0.1, 0.2, 0.3])
+    x = oracle.sample(20)
+    latents = encoded(oracle, x, sigma_min=0.02, rtol=1e-9, atol=1e-9)
+
+    def error(sampler, process):
+        back = edmund.sample(oracle, (20, 2), latents=latents, sampler=sampler, process=process, sigma_min=0.02,
+                             grid="edm", num_steps=400, progress=False)  # fmt: skip
+        return (back - x).square().mean().sqrt().item()
+
+    assert error(samplers.Adaptive(1e-9, 1e-9), "vp") < 6e-5 and error("unipc", "vp") < 6e-5
+    assert max(error("heun", name) for name in ("edm", "flow")) < 1.5e-4
+    assert min(error("heun", "vp"), error("heun", "ve"), error("lms", "edm"), error("lms", "vp")) > 5e-4
+
+
 def test_latents_of_data_are_unit_normals():
     latents = encoded(mixture(), mixture().sample(2000), rtol=1e-4, atol=1e-4)
     assert latents.mean(0).abs().max() < 0.08
@@ -152,6 +168,19 @@ def test_models_are_in_the_users_units():
     torch.testing.assert_close(back, y, rtol=0, atol=2e-2)
 
 
+def test_another_denoiser_in_a_models_place():
+    units = transform.Bounded(0.0, 10.0)
+    model = Model(Known(mixture()), formulation.EDM(0.5), units, shape=(2,))
+    guided = guidance.Autoguidance(mixture(), mixture(), 2.0)
+    y = units.inverse(mixture().sample(5))
+    latents = encoded(model, y, denoiser=guided)
+    torch.testing.assert_close(latents, encoded(guided, units.forward(y)), rtol=0, atol=1e-9)
+    far = Gaussian([3.0, 0.0], torch.eye(2))
+    assert (encoded(model, y, denoiser=far) - latents).abs().max() > 0.1
+    with pytest.raises(InputError, match="denoiser is 'guided'; it must be a callable"):
+        encoded(model, y, denoiser="guided")
+
+
 def two(x, sigma):
     return x / (1 + sigma.reshape(-1, 1) ** 2)
 
@@ -159,7 +188,9 @@ def two(x, sigma):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"oracle": "model"}, "denoiser is 'model'"),
+        ({"oracle": "model"}, "model is 'model'"),
+        ({"denoiser": two}, "denoiser is given besides a function"),
+        ({"sampler": "adaptive", "num_steps": 9, "rtol": 1e-3}, "the sampler has tolerances of its own"),
         ({"x": randn(3, 2) / 0}, "x holds 6 NaN or infinite values"),
         ({"x": randn(4)}, "x has shape (4,)"),
         ({"sampler": samplers.Heun(samplers.Churn(10.0))}, "which draws noise; encoding follows"),

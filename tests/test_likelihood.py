@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributions, nn
 
-from edmund import formulation, networks, preconditioning, process, samplers, transform
+from edmund import formulation, guidance, networks, preconditioning, process, samplers, transform
 from edmund.denoiser import Gaussian, GaussianMixture, Preconditioned
 from edmund.errors import InputError
 from edmund.likelihood import BitsPerDim, LogProb, bits_per_dim, log_prob
@@ -298,6 +298,24 @@ def test_models_are_in_the_users_units(units, law, name):
     assert ((probed.value - expected) / probed.error).abs().max() < 4
 
 
+def test_another_denoiser_in_a_models_place():
+    """The model's units and transform, the other's density: of a guided Gaussian, a Gaussian moved on."""
+    units = transform.Standardise([10.0, -5.0], [3.0, 0.1])
+    one, weaker, moved = (Gaussian([mean, 0.0], 0.5 * torch.eye(2)) for mean in (1.0, 0.5, 2.0))
+    guided, x = guidance.Autoguidance(one, weaker, 3.0), noisy(one, 6)
+    y = units.inverse(x)
+    expected = moved.log_prob(x, LOW) + units.log_abs_det(y)
+    found = density(model_in(units), y, denoiser=guided)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    whole = torch.tensor([[3, 5], [0, 7]])
+    plain = model_in(transform.MinMax(0.0, 7.0))
+    bits = bits_per_dim(plain, whole, levels=8, denoiser=guided, progress=False)
+    torch.testing.assert_close(bits, bits_per_dim(guided, whole, levels=8, progress=False))
+    assert (bits - bits_per_dim(plain, whole, levels=8, progress=False)).abs().min() > 0.1
+    with pytest.raises(InputError, match="denoiser is 3; it must be a callable"):
+        density(model_in(units), y, denoiser=3)
+
+
 def test_networks_in_float32_and_discrete_ones():
     network = filled(networks.MLP(3, channels=16, blocks=1, label_dim=4))
     model = Preconditioned(network, preconditioning.EDM(0.5), formulation=formulation.EDM(0.5)).eval()
@@ -373,7 +391,8 @@ ranged.sigma_min, ranged.sigma_max = 0.01, 50.0
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"oracle": 3}, "denoiser is 3"),
+        ({"oracle": 3}, "model is 3"),
+        ({"denoiser": ranged}, "denoiser is given besides a GaussianMixture; it takes the place of a Model's own"),
         ({"x": [1.0]}, "x is a list"),
         ({"x": randn(3)}, "x has shape (3,)"),
         ({"x": randn(3, 2) / 0}, "x holds 6 NaN or infinite values among 6"),
@@ -395,6 +414,8 @@ ranged.sigma_min, ranged.sigma_max = 0.01, 50.0
         ({"num_steps": 1}, "num_steps is 1"),
         ({"num_steps": 10, "rtol": 1e-3}, "rtol is 0.001, but sampler, num_steps or grid"),
         ({"grid": "edm", "atol": 1e-3}, "atol is 0.001, but sampler, num_steps or grid"),
+        ({"sampler": "adaptive", "rtol": 1e-3}, "rtol is 0.001, but the sampler has tolerances of its own"),
+        ({"sampler": samplers.Adaptive(), "num_steps": 5, "atol": 1e-3}, "give samplers.Adaptive(rtol=..., atol=...)"),
         ({"process": process.EDM()}, "steps to a tolerance are the same for every process"),
         ({"rtol": 0.0}, "rtol is 0.0"),
         ({"sigma_min": 0.0}, "sigma_min is 0.0"),

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from edmund import formulation as formulations
 from edmund import grid as grids
-from edmund.arguments import check_condition
+from edmund.arguments import check_condition, device_of
 from edmund.choices import levels_of, resolve_grid, sources
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_positive, unknown
@@ -47,12 +47,20 @@ _OPTIONS = frozenset(inspect.signature(sample).parameters) - {"denoiser", "shape
 
 
 def edit(
-    denoiser: Denoiser | Model, x: Tensor, sigma: float, *, mask: Tensor | None = None, **options: Any
+    model: Denoiser | Model,
+    /,
+    x: Tensor,
+    sigma: float,
+    *,
+    mask: Tensor | None = None,
+    denoiser: Denoiser | None = None,
+    **options: Any,
 ) -> Tensor | Trajectory:
     """Data x [n, *] with noise sigma added and taken away again: [n, *] on the CPU, or a Trajectory.
 
-    denoiser: a denoiser, or a `Model`: then x and the result are in the user's units, sigma in the model's, and the
-    result is float32 unless `dtype` is given. sigma: where the way down starts, within the trained range (a discrete
+    model: a denoiser, or a `Model`: then x and the result are in the user's units, sigma in the model's, and the
+    result is float32 unless `dtype` is given. denoiser: with a Model, what is used instead of its own, such as one of
+    `edmund.guidance` around it. sigma: where the way down starts, within the trained range (a discrete
     model starts from its level nearest to that). mask: [*] or [n, *] (axes may be 1), in [0, 1] or bool: 1 where x may
     change, 0 where exactly x is returned; None: everywhere.
 
@@ -64,9 +72,9 @@ def edit(
     """
     for key in options:
         if key not in _OPTIONS:
-            raise unknown("argument of edit", key, ["mask", *_OPTIONS])
-    inner, transform = opened(denoiser)
-    data = check_data(x, denoiser)
+            raise unknown("argument of edit", key, ["mask", "denoiser", *_OPTIONS])
+    inner, transform = opened(model, denoiser)
+    data = check_data(x, model)
     n, *item = data.shape
     changed = None if mask is None else _check_mask(mask, data)
     first = _first_level(inner, sigma, options)
@@ -80,11 +88,16 @@ def edit(
     if changed is None:
         out = sample(inner, data.shape, sigma_max=sigma, **options)
     else:
-        told = dict(check_condition(options.pop("condition", None), n, inner), edit_mask=changed, edit_kept=kept)
+        real = torch.float32 if device_of(options.get("device"), inner, kept, {}).type == "mps" else kept.dtype
+        told = dict(
+            check_condition(options.pop("condition", None), n, inner),
+            edit_mask=changed.to(real),
+            edit_kept=kept.to(real),
+        )
         out = sample(_Masked(inner), data.shape, sigma_max=sigma, condition=told, **options)
 
     samples = out.samples if isinstance(out, Trajectory) else out
-    dtype = options.get("dtype", torch.float32) if isinstance(denoiser, Model) else samples.dtype
+    dtype = options.get("dtype", torch.float32) if isinstance(model, Model) else samples.dtype
     done = transform.inverse(samples).to(dtype)
     if changed is not None:
         untouched = (changed == 0).cpu()

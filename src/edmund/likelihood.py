@@ -80,9 +80,11 @@ Base = Literal["moments", "normal"] | _HasLogProb | Callable[[Tensor], Tensor]
 
 
 def log_prob(
-    denoiser: Denoiser | Model,
+    model: Denoiser | Model,
+    /,
     x: Tensor,
     *,
+    denoiser: Denoiser | None = None,
     condition: Mapping[str, Tensor] | None = None,
     base: Base = "moments",
     n_probes: int | None = None,
@@ -102,10 +104,12 @@ def log_prob(
 ) -> Tensor | LogProb:
     """ln p(x; sigma_min) of data x [B, *], in nats: float64 [B] on the CPU, or with return_error a `LogProb`.
 
-    denoiser: a denoiser, or a `Model`: then x is in the user's units, and so is the density (per unit of x; the
-    model's transform is accounted for). condition: keyword tensors with a batch axis of B or 1. base: the law of the
-    unscaled z = y + sigma_max n, in the denoiser's units: "moments", the Gaussian of the data's mean and covariance
-    (above); "normal", N(0, sigma_max^2 I); an object with log_prob(z) -> [B], or such a function.
+    model: a denoiser, or a `Model`: then x is in the user's units, and so is the density (per unit of x; the model's
+    transform is accounted for). denoiser: with a Model, what is used instead of its own, such as one of
+    `edmund.guidance` around it (the density that the guided ODE gives). condition: keyword tensors with a batch axis of
+    B or 1. base: the law of the unscaled z = y + sigma_max n, in the denoiser's units: "moments", the Gaussian of the
+    data's mean and covariance (above); "normal", N(0, sigma_max^2 I); an object with log_prob(z) -> [B], or such a
+    function.
 
     n_probes: None: the exact divergence, at `dim` products with the Jacobian for each evaluation, so for vectors; for
     images 2 or more probes of Hutchinson's estimate, whose standard error is in `LogProb.error`. seeds: of the probes,
@@ -114,15 +118,16 @@ def log_prob(
     rtol, atol: the error allowed in each step, of z and of the log-density per dimension; None: 1e-6. Each sample takes
     steps of its own. Fixed steps instead where sampler, num_steps or grid is given: the sampler goes up the levels of
     `edmund.sample` (without the last, 0) over the process's t; what is not given comes from the denoiser's formulation.
-    sigma_min, sigma_max: the range; None: the formulation's.
+    sigma_min, sigma_max: the range; None: the formulation's. A denoiser that knows only certain levels, such as
+    `Discrete`, is asked between them by steps to a tolerance, so it needs num_steps.
 
     batch_size: samples at a time; rows of about 2^16 numbers go through the denoiser at once. device: as of
     `edmund.sample`. A module in training mode is put in evaluation mode meanwhile.
 
     Raises InputError for every argument that cannot be used, a sampler that draws noise among them.
     """
-    oracle, transform = opened(denoiser)
-    data = check_data(x, denoiser)
+    oracle, transform = opened(model, denoiser)
+    data = check_data(x, model)
     n, item = len(data), tuple(data.shape[1:])
     dim = math.prod(item)
     path = resolve(
@@ -190,11 +195,12 @@ class BitsPerDim(NamedTuple):
     error: Tensor
 
 
-_DENSITY_OPTIONS = frozenset(inspect.signature(log_prob).parameters) - {"denoiser", "x", "return_error"}
+_DENSITY_OPTIONS = frozenset(inspect.signature(log_prob).parameters) - {"model", "x", "return_error"}
 
 
 def bits_per_dim(
-    denoiser: Denoiser | Model,
+    model: Denoiser | Model,
+    /,
     images: Tensor,
     *,
     levels: int = 256,
@@ -211,8 +217,8 @@ def bits_per_dim(
 
     A Model's density is in the units of its data, which must be these levels. A denoiser's is in [-1, 1]: levels 0 and
     levels - 1 are its ends. seeds: one integer an image, None: 0 .. B-1. options: those of `log_prob` (n_probes, rtol,
-    condition, ...). A model that never saw dequantised data puts peaks of width sigma_min on the levels, and wider
-    ones, of about 0.3 levels, suit it better: choose sigma_min so.
+    condition, denoiser, ...). A model that never saw dequantised data puts peaks of width sigma_min on the levels, and
+    wider ones, of about 0.3 levels, suit it better: choose sigma_min so.
     """
     check_count("levels", levels, least=2)
     for key in options:
@@ -223,8 +229,8 @@ def bits_per_dim(
     keys = _keys(n, seeds)
     dequantised = whole + _uniform(keys, dim).reshape(whole.shape).to(whole.device)
     probing: dict[str, Any] = {} if options.get("n_probes") is None else {"seeds": seeds}
-    scale = Identity() if isinstance(denoiser, Model) else MinMax(0.0, levels - 1.0)
-    found = log_prob(denoiser, scale.forward(dequantised), return_error=True, **probing, **options)
+    scale = Identity() if isinstance(model, Model) else MinMax(0.0, levels - 1.0)
+    found = log_prob(model, scale.forward(dequantised), return_error=True, **probing, **options)
     assert isinstance(found, LogProb)
     nats = found.value + scale.log_abs_det(dequantised).cpu()
     per_dim = dim * math.log(2)

@@ -110,18 +110,25 @@ def checked_call(denoiser: Denoiser, z: Tensor, sigma: Tensor, condition: Mappin
     return denoised
 
 
-def opened(denoiser: Denoiser | Model) -> tuple[Denoiser, Transform]:
-    """The denoiser of a model and the transform of its data; a denoiser is its own, in its own units."""
-    if isinstance(denoiser, Model):
-        return denoiser.denoiser, denoiser.transform
-    if not callable(denoiser):
+def opened(model: Denoiser | Model, denoiser: Denoiser | None = None) -> tuple[Denoiser, Transform]:
+    """The denoiser of a model, or the one given instead, and the transform of its data; a plain denoiser is its own, in
+    its own units.
+    """
+    if denoiser is not None and not isinstance(model, Model):
         raise InputError(
-            f"denoiser is {denoiser!r}; it must be a Model or a callable (x, sigma, **condition) -> E[y | x]"
+            f"denoiser is given besides a {type(model).__name__}; it takes the place of a Model's own, and without a "
+            f"Model a denoiser is the first argument"
         )
-    return denoiser, Identity()
+    if isinstance(model, Model):
+        if denoiser is not None and not callable(denoiser):
+            raise InputError(f"denoiser is {denoiser!r}; it must be a callable (x, sigma, **condition) -> E[y | x]")
+        return model.denoiser if denoiser is None else denoiser, model.transform
+    if not callable(model):
+        raise InputError(f"model is {model!r}; it must be a Model or a denoiser, (x, sigma, **condition) -> E[y | x]")
+    return model, Identity()
 
 
-def check_data(x: Tensor, denoiser: Denoiser | Model) -> Tensor:
+def check_data(x: Tensor, model: Denoiser | Model) -> Tensor:
     """x [B, *] as finite float64 on its own device, of as many axes as the model's samples have."""
     if not isinstance(x, Tensor):
         raise InputError(f"x is a {type(x).__name__}; it must be a tensor of data [B, *]")
@@ -129,8 +136,8 @@ def check_data(x: Tensor, denoiser: Denoiser | Model) -> Tensor:
         raise InputError(
             f"x has shape {tuple(x.shape)}; it must be [B, *], a batch axis before the shape of one sample"
         )
-    if isinstance(denoiser, Model) and x.ndim != 1 + len(denoiser.shape):
-        raise InputError(f"x has shape {tuple(x.shape)}; the model's samples have {denoiser.shape}, after a batch axis")
+    if isinstance(model, Model) and x.ndim != 1 + len(model.shape):
+        raise InputError(f"x has shape {tuple(x.shape)}; the model's samples have {model.shape}, after a batch axis")
     if x.is_complex() or x.dtype == torch.bool:
         raise InputError(f"x is {x.dtype}; data are real numbers")
     bad = int((~torch.isfinite(x)).sum())
@@ -156,7 +163,7 @@ def resolve(
     to the tolerances. What is not given comes from the denoiser's formulation, as in `edmund.sample`.
 
     Raises InputError for a sampler that draws noise (`purpose` says what wanted it), arguments of one way with the
-    other, and a range beyond the trained one.
+    other, steps to a tolerance of a denoiser that knows only certain levels, and a range beyond the trained one.
     """
     defaults = getattr(denoiser, "formulation", None) or formulations.EDM()
     if sampler is None and num_steps is None and grid is None:
@@ -165,14 +172,24 @@ def resolve(
                 f"process is {process!r}, but steps to a tolerance are the same for every process; give num_steps to "
                 f"integrate over this one's t"
             )
+        if hasattr(denoiser, "round_sigma"):
+            raise InputError(
+                f"num_steps is None, but the denoiser has round_sigma, levels that it knows, and steps to a tolerance "
+                f"go between them; give num_steps, and {purpose} takes fixed steps from level to level"
+            )
         ends = levels_of(denoiser, defaults, grids.VE(), 2, sigma_min, sigma_max)
         return Path(ends[:2].flip(0), defaults.process, None, _tolerance("rtol", rtol), _tolerance("atol", atol))
+    solver = resolve_sampler(sampler, defaults)
     for argument, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and isinstance(solver, samplers.Adaptive):
+            raise InputError(
+                f"{argument} is {value!r}, but the sampler has tolerances of its own; give "
+                f"samplers.Adaptive(rtol=..., atol=...), or leave sampler, num_steps and grid out"
+            )
         if value is not None:
             raise InputError(
                 f"{argument} is {value!r}, but sampler, num_steps or grid asks for fixed steps, which have no tolerance"
             )
-    solver = resolve_sampler(sampler, defaults)
     if getattr(solver, "stochastic", False):
         raise InputError(
             f"sampler is {solver!r}, which draws noise; {purpose} follows the probability-flow ODE and needs a "
