@@ -210,6 +210,37 @@ def test_a_level_beyond_its_own_is_refused():
         edmund.sample(model, (1, 2), num_steps=2000, progress=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_level_beyond_its_own_is_refused_at_a_call_too(dtype):
+    model, x = discrete(), randn(2, 2)
+    low, high = model.levels[[0, -1]].to(dtype)  # as a sampler rounds the ends
+    for sigma in (low, high, torch.stack([high, low]), torch.zeros((), dtype=dtype)):
+        assert bool(torch.isfinite(model(x, sigma)).all())
+    for wrong in (1000.0, high.item() * 1.05, low.item() / 1.05, -1.0, math.nan, math.inf):
+        for sigma in (torch.tensor(wrong, dtype=dtype), torch.tensor([1.0, wrong], dtype=dtype)):
+            with pytest.raises(InputError, match=r"sigma holds .*; the network knows the levels 0\.0100005 to 157\.4"):
+                model(x, sigma)
+    with pytest.raises(InputError, match="sigma holds 1000"):
+        model.with_extra(x, 1000.0)
+    edge = model.levels[-1] * (1 + 5e-10)  # what exp(log(sigma)) may come to
+    assert bool(torch.isfinite(model(x, edge)).all())
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, StaticThresholding])
+def test_adaptive_steps_are_refused(wrap):
+    """One rule for sampling, likelihoods and encoding: the steps of a discrete model go from level to level."""
+    model, x = wrap(discrete()), randn(3, 2)
+    with pytest.raises(InputError, match="round_sigma"):
+        edmund.sample(model, (3, 2), sampler="adaptive", num_steps=5, progress=False)
+    for function in (edmund.log_prob, edmund.encode):
+        for options in ({}, {"rtol": 1e-3}):
+            with pytest.raises(InputError, match=r"round_sigma.*give num_steps"):
+                function(model, x, progress=False, **options)
+        with pytest.raises(InputError, match="round_sigma"):
+            function(model, x, sampler="adaptive", num_steps=8, progress=False)
+        assert bool(torch.isfinite(function(model, x, num_steps=8, sampler="heun", progress=False)).all())
+
+
 class Embedded(nn.Module):
     """A network as diffusers' have them: an embedding table of steps, an object as output, conditions by its names."""
 
