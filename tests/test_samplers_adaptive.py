@@ -225,6 +225,9 @@ def test_what_cannot_be_done_is_refused():
             Adaptive()(lambda x, sigma: x / (1 + sigma**2), torch.ones(size, 2, dtype=F64), SIGMAS, process=path)
     with pytest.raises(InputError, match=r"sigma of shape \(2,\)"):
         Adaptive()(lambda x, sigma: x / (1 + sigma**2), x, SIGMAS, process=path)
+    for bad in (math.nan, math.inf):  # as many samples as numbers in the last axis, where more is checked
+        with pytest.raises(InputError, match=r"the denoiser returned NaN or infinite values at sigma = 80"):
+            Adaptive()(lambda x, sigma: x * bad, x, SIGMAS, process=path)  # noqa: B023
     source = noise.Seeded(range(2))
     assert torch.equal(
         Adaptive()(gaussian(), x, SIGMAS, process=path, noise=source), Adaptive()(gaussian(), x, SIGMAS, process=path)

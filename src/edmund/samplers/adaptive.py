@@ -48,7 +48,7 @@ class Adaptive(Sampler):
     is read and not counted.
 
     The denoiser must take sigma [B], one level a sample, and levels between the nodes: a discrete model, which has only
-    some, is an InputError.
+    some, is an InputError (so it is in `edmund.log_prob` and `edmund.encode` without num_steps).
     """
 
     name: ClassVar[str] = "adaptive"
@@ -135,6 +135,10 @@ class _PerSample:
         apart = torch.linspace(start, end, len(z), dtype=z.dtype, device=z.device)
         rows = torch.arange(len(z), device=z.device)
         together, alone = self.slope(apart, z, rows)[:1], self.slope(apart[:1], z[:1], rows[:1])
+        if not bool(torch.isfinite(alone).all()):
+            raise InputError(
+                f"the denoiser returned NaN or infinite values at sigma = {math.exp(start):.6g}; E[y | x] is finite"
+            )
         if not torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())):
             raise InputError(
                 f"the denoiser does not take sigma of shape {(len(z),)} as one level a sample: the first changes with "
