@@ -153,7 +153,10 @@ def test_sample_with_guidance(folder):
     np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
     plain = drawn(folder)
     assert abs(ours - plain).max() > 0.1
-    np.testing.assert_array_equal(drawn(folder, "--guidance", "1"), plain)
+    np.testing.assert_array_equal(drawn(folder, "--guidance", "1", "--interval", "0.3,5"), plain)
+    np.testing.assert_array_equal(
+        drawn(folder, "--guidance", "1", "--labels", "none"), drawn(folder, "--labels", "none")
+    )
 
 
 def test_samplers_are_listed(folder):
@@ -221,6 +224,8 @@ def test_bad_input_is_one_line(folder):
     assert "interval is (5.0, 0.3)" in error_line(
         "sample", "tiny", "--guidance", "2", "--interval", "5,0.3", cwd=folder
     )
+    assert "'garbage'" in error_line("sample", "tiny", "--guidance", "1", "--interval", "garbage", cwd=folder)
+    assert "--labels is 'none'" in error_line("sample", "tiny", "--guidance", "3", "--labels", "none", cwd=folder)
     assert "w is nan" in error_line("sample", "tiny", "--guidance", "nan", cwd=folder)
     assert "order" in error_line("sample", "tiny", "--sampler", "lms", "--set", "order=9", cwd=folder)
     assert "alpha" in error_line("sample", "tiny", "--sampler", "lms", "--set", "alpha=1", cwd=folder)

@@ -63,7 +63,7 @@ def run(
     asked = _labels(labels, len(numbers), model)
     options = {key: value for key, value in options.items() if value is not None}
     options["sampler"] = pick_sampler(model, *solver)
-    options["denoiser"] = _guided(model, guide, directory)
+    options["denoiser"] = _guided(model, guide, labels, directory)
     folder = make_folder(out if out is not None else directory / "samples")
     drawn = model.sample(len(numbers), seeds=numbers, return_trajectory=trajectory, **as_condition(asked), **options)
     path = drawn if isinstance(drawn, Trajectory) else None
@@ -119,23 +119,26 @@ def _labels(labels: str | None, n: int, model: Model) -> Tensor | None:
     return asked.repeat(-(-n // len(asked)))[:n]
 
 
-def _guided(model: Model, guide: Guide, directory: Path) -> Denoiser:
+def _guided(model: Model, guide: Guide, labels: str | None, directory: Path) -> Denoiser:
     """The model's denoiser with classifier-free guidance, if that is asked for."""
     if guide.w is None:
         if guide.interval is not None:
             raise InputError(f"--interval is {guide.interval!r} without --guidance; it says where to guide")
         return model.denoiser
-    if guide.w == 1:  # off
-        return model.denoiser
+    interval = None if guide.interval is None else parse_interval("--interval", guide.interval)
+    guided = guidance.ClassifierFree(model.denoiser, guide.w, interval)
+    if guide.w == 1:  # off: asks nothing of the model
+        return guided
     if not model.num_classes:
         raise InputError(f"--guidance is {guide.w}, but the model has no classes to guide towards")
+    if labels == "none":
+        raise InputError(f"--guidance is {guide.w}, but --labels is 'none': there is no class to guide towards")
     if (directory / CONFIG_FILE).is_file() and read_config(directory).options().label_dropout == 0:
         raise InputError(
             f"--guidance is {guide.w}, but the run was trained with training.label_dropout 0: its network never "
             f"saw a sample without its label; train with label_dropout 0.1 or so"
         )
-    interval = None if guide.interval is None else parse_interval("--interval", guide.interval)
-    return guidance.ClassifierFree(model.denoiser, guide.w, interval)
+    return guided
 
 
 def _limits(model: Model, samples: Tensor) -> tuple[float, float]:
