@@ -1,4 +1,4 @@
-"""Classifier-free guidance on two classes whose scores are known exactly: python examples/guidance.py draws guidance.png.
+"""Classifier-free guidance on two classes with known scores: python examples/guidance.py draws guidance.png.
 
 Each class is a bent row of Gaussians. A weight above 1 moves the samples of the asked class away from the other.
 """
