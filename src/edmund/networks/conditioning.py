@@ -96,6 +96,81 @@ def _refuse(name: str, value: Tensor | None, dim: str) -> None:
         raise InputError(f"{name} of shape {list(value.shape)} is given, but this network takes none ({dim} is 0)")
 
 
+def label_rows(
+    labels: Tensor | None,
+    label_dim: int,
+    condition_dropped: Tensor | None,
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor | None:
+    """labels [B] int (-1: none), [B, label_dim] or None -> [B, label_dim], zero for none and where dropped.
+
+    None, and refused when given, for a network without labels (label_dim 0).
+    """
+    if not label_dim:
+        _refuse("labels", labels, "label_dim")
+        return None
+    if labels is None:
+        return torch.zeros(batch, label_dim, dtype=dtype, device=device)
+    if labels.ndim == 1 and labels.dtype in _INTEGERS:
+        # Reading values from an accelerator would wait for it; there, what is out of range acts as none, and the
+        # check is that of the labels' owner (the data set, `sample`).
+        if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
+            low, high = int(labels.min()), int(labels.max())
+            if low < -1 or high >= label_dim:
+                wrong = low if low < -1 else high
+                raise InputError(f"labels contain {wrong}; they must be in 0 .. {label_dim - 1}, or -1 for none")
+        rows = labels[:, None] == torch.arange(label_dim, device=labels.device)
+    elif labels.ndim == 2 and labels.shape[1] == label_dim:
+        rows = labels
+    else:
+        raise InputError(
+            f"labels have dtype {labels.dtype} and shape {list(labels.shape)}; "
+            f"they must be integers [{batch}] or vectors [{batch}, {label_dim}]"
+        )
+    rows = check_condition("labels", rows, batch).to(dtype)
+    return rows if condition_dropped is None else torch.where(condition_dropped[:, None], 0.0, rows)
+
+
+def context_rows(context: Tensor | None, context_dim: int, batch: int, dtype: torch.dtype) -> Tensor | None:
+    """context [B, context_dim] or [B, T, context_dim], checked, in `dtype`; None for a network without (0)."""
+    if not context_dim:
+        _refuse("context", context, "context_dim")
+        return None
+    wanted = f"[{batch}, {context_dim}] or [{batch}, tokens, {context_dim}]"
+    if context is None:
+        raise InputError(
+            f"context is missing; this network needs {wanted} (with condition_dropped where it is to be ignored)"
+        )
+    if context.ndim not in (2, 3) or context.shape[-1] != context_dim or 0 in context.shape[1:]:
+        raise InputError(f"context has shape {list(context.shape)}; this network needs {wanted}")
+    return check_condition("context", context, batch).to(dtype)
+
+
+def pooled_or_null(pooled: Tensor, null: Tensor, condition_dropped: Tensor | None) -> Tensor:
+    """The pooled context [B, C], and the learned null [C] in the samples where it is dropped."""
+    if condition_dropped is None:
+        condition_dropped = torch.zeros(pooled.shape[0], dtype=torch.bool, device=pooled.device)
+    return torch.where(condition_dropped[:, None], null.to(pooled.dtype), pooled)
+
+
+def augment_rows(
+    augment_labels: Tensor | None, augment_dim: int, batch: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """augment_labels [B, augment_dim], checked, in `dtype`, zero when missing; None for a network without (0)."""
+    if not augment_dim:
+        _refuse("augment_labels", augment_labels, "augment_dim")
+        return None
+    if augment_labels is None:
+        return torch.zeros(batch, augment_dim, dtype=dtype, device=device)
+    if augment_labels.ndim != 2 or augment_labels.shape[1] != augment_dim:
+        raise InputError(
+            f"augment_labels have shape {list(augment_labels.shape)}; this network needs [{batch}, {augment_dim}]"
+        )
+    return check_condition("augment_labels", augment_labels, batch).to(dtype)
+
+
 class ContextPooling(nn.Module):
     """Context [B, C] or tokens [B, T, C] -> [B, channels]: a hidden layer per token, then attention over the tokens."""
 
@@ -157,77 +232,17 @@ class Conditioning(nn.Module):
     ) -> Tensor:
         """c_noise [B]; the conditions as in a network's forward, `condition_dropped` checked; dtype: the network's."""
         batch = c_noise.shape[0]
-        rows = self._label_rows(labels, batch, dtype, c_noise.device)
-        context = self._context_rows(context, batch, dtype)
-        augment_labels = self._augment_rows(augment_labels, batch, dtype, c_noise.device)
-        if condition_dropped is None:
-            dropped = torch.zeros(batch, 1, dtype=torch.bool, device=c_noise.device)
-        else:
-            dropped = condition_dropped[:, None]
+        rows = label_rows(labels, self.label_dim, condition_dropped, batch, dtype, c_noise.device)
+        context = context_rows(context, self.context_dim, batch, dtype)
+        augment_labels = augment_rows(augment_labels, self.augment_dim, batch, dtype, c_noise.device)
 
         # Whatever is missing or dropped still passes through its layer, as zeros: every parameter takes part in every
         # step, as distributed training needs.
         embedding = self.noise(self.features(c_noise).to(dtype))
         if rows is not None:
-            embedding = embedding + self.labels(torch.where(dropped, 0.0, rows))
+            embedding = embedding + self.labels(rows)
         if context is not None:
-            pooled = self.context(context)
-            embedding = embedding + torch.where(dropped, self.null_context.to(pooled.dtype), pooled)
+            embedding = embedding + pooled_or_null(self.context(context), self.null_context, condition_dropped)
         if augment_labels is not None:
             embedding = embedding + self.augment(augment_labels)
         return F.silu(self.out(F.silu(embedding)))
-
-    def _label_rows(self, labels: Tensor | None, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """labels [B] int (-1: none), [B, label_dim] or None -> [B, label_dim], zero for none; None without labels."""
-        if not self.label_dim:
-            _refuse("labels", labels, "label_dim")
-            return None
-        if labels is None:
-            return torch.zeros(batch, self.label_dim, dtype=dtype, device=device)
-        if labels.ndim == 1 and labels.dtype in _INTEGERS:
-            # Reading values from an accelerator would wait for it; there, what is out of range acts as none, and the
-            # check is that of the labels' owner (the data set, `sample`).
-            if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
-                low, high = int(labels.min()), int(labels.max())
-                if low < -1 or high >= self.label_dim:
-                    wrong = low if low < -1 else high
-                    raise InputError(
-                        f"labels contain {wrong}; they must be in 0 .. {self.label_dim - 1}, or -1 for none"
-                    )
-            rows = labels[:, None] == torch.arange(self.label_dim, device=labels.device)
-        elif labels.ndim == 2 and labels.shape[1] == self.label_dim:
-            rows = labels
-        else:
-            raise InputError(
-                f"labels have dtype {labels.dtype} and shape {list(labels.shape)}; "
-                f"they must be integers [{batch}] or vectors [{batch}, {self.label_dim}]"
-            )
-        return check_condition("labels", rows, batch).to(dtype)
-
-    def _context_rows(self, context: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor | None:
-        if not self.context_dim:
-            _refuse("context", context, "context_dim")
-            return None
-        wanted = f"[{batch}, {self.context_dim}] or [{batch}, tokens, {self.context_dim}]"
-        if context is None:
-            raise InputError(
-                f"context is missing; this network needs {wanted} (with condition_dropped where it is to be ignored)"
-            )
-        if context.ndim not in (2, 3) or context.shape[-1] != self.context_dim or 0 in context.shape[1:]:
-            raise InputError(f"context has shape {list(context.shape)}; this network needs {wanted}")
-        return check_condition("context", context, batch).to(dtype)
-
-    def _augment_rows(
-        self, augment_labels: Tensor | None, batch: int, dtype: torch.dtype, device: torch.device
-    ) -> Tensor | None:
-        if not self.augment_dim:
-            _refuse("augment_labels", augment_labels, "augment_dim")
-            return None
-        if augment_labels is None:
-            return torch.zeros(batch, self.augment_dim, dtype=dtype, device=device)
-        if augment_labels.ndim != 2 or augment_labels.shape[1] != self.augment_dim:
-            raise InputError(
-                f"augment_labels have shape {list(augment_labels.shape)}; "
-                f"this network needs [{batch}, {self.augment_dim}]"
-            )
-        return check_condition("augment_labels", augment_labels, batch).to(dtype)
