@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from edmund import networks
 from edmund.errors import InputError
-from edmund.networks import MLP, UNet
+from edmund.networks import MLP, EDM2UNet, UNet
 
 CONDITIONS: dict[str, Any] = {"label_dim": 5, "context_dim": 3, "augment_dim": 2}
-SHAPES = {"mlp": (6,), "unet": (2, 9, 7)}
+SHAPES = {"mlp": (6,), "unet": (2, 9, 7), "edm2_unet": (2, 8, 12)}
 BATCH = 4
 
 
@@ -24,8 +24,11 @@ def make(name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     if name == "mlp":
         return MLP(**{"features": 6, "channels": 32, "blocks": 2, "image_shape": [1, 3, 2], **CONDITIONS, **changes})
-    options = {"in_channels": 2, "channels": 8, "channel_mult": [1, 2, 2], "attention_levels": [1], "image_channels": 1}
-    return UNet(**{**options, **CONDITIONS, **changes})
+    options = {"in_channels": 2, "channels": 8, "channel_mult": [1, 2, 2], "image_channels": 1, **CONDITIONS}
+    if name == "edm2_unet":
+        options |= {"resolution": 8, "channel_mult": [1, 2], "blocks": 1, "attention_resolutions": [4]}
+        return EDM2UNet(**{**options, **changes})
+    return UNet(**{**options, "attention_levels": [1], **changes})
 
 
 def awake(network: nn.Module) -> nn.Module:
@@ -54,14 +57,16 @@ def draw(name: str, batch: int = BATCH, seed: int = 2) -> tuple[Tensor, Tensor, 
     return normal(batch, *SHAPES[name]), normal(batch), condition
 
 
-both = pytest.mark.parametrize("name", ["mlp", "unet"])
+every = pytest.mark.parametrize("name", sorted(SHAPES))
 
 
 def test_registry_knows_every_network() -> None:
-    assert networks.registry() == {"mlp": MLP, "unet": UNet}
+    known = networks.registry()
+    assert {"mlp": MLP, "unet": UNet, "edm2_unet": EDM2UNet}.items() <= known.items()
+    assert all(kind.name == name for name, kind in known.items())
 
 
-@both
+@every
 def test_zero_at_initialisation(name: str) -> None:
     network = make(name)
     x, c_noise, condition = draw(name)
@@ -70,7 +75,7 @@ def test_zero_at_initialisation(name: str) -> None:
     assert not out.any()
 
 
-@both
+@every
 def test_config_rebuilds_the_network(name: str) -> None:
     network = awake(make(name, dropout=0.1))
     config = json.loads(json.dumps(network.config))
@@ -82,14 +87,14 @@ def test_config_rebuilds_the_network(name: str) -> None:
     assert torch.equal(rebuilt(x, c_noise, **condition), network(x, c_noise, **condition))
 
 
-@both
+@every
 def test_extra_outputs(name: str) -> None:
     network = make(name, **{"out_features" if name == "mlp" else "out_channels": 2 * SHAPES[name][0]})
     x, c_noise, condition = draw(name)
     assert network(x, c_noise, **condition).shape == (BATCH, 2 * x.shape[1], *x.shape[2:])
 
 
-@both
+@every
 @pytest.mark.parametrize("key", ["c_noise", "labels", "context", "image", "augment_labels"])
 def test_every_input_is_heard_by_its_own_sample_only(name: str, key: str) -> None:
     network = awake(make(name))
@@ -104,7 +109,7 @@ def test_every_input_is_heard_by_its_own_sample_only(name: str, key: str) -> Non
     torch.testing.assert_close(after[others], before[others], rtol=0, atol=1e-6)
 
 
-@both
+@every
 def test_permuting_the_batch_permutes_the_result(name: str) -> None:
     network = awake(make(name)).double()
     x, c_noise, condition = draw(name)
@@ -117,7 +122,7 @@ def test_permuting_the_batch_permutes_the_result(name: str) -> None:
     torch.testing.assert_close(shuffled, whole[order], rtol=0, atol=1e-12)
 
 
-@both
+@every
 def test_a_condition_of_batch_one_is_expanded(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -126,7 +131,7 @@ def test_a_condition_of_batch_one_is_expanded(name: str) -> None:
     assert torch.equal(network(x, c_noise, **one), network(x, c_noise, **many))
 
 
-@both
+@every
 def test_labels_missing_none_and_zero_rows_are_the_same(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -140,7 +145,7 @@ def test_labels_missing_none_and_zero_rows_are_the_same(name: str) -> None:
     assert (told - missing).abs().amax(dim=tuple(range(1, x.ndim))).min() > 1e-3
 
 
-@both
+@every
 def test_augment_labels_of_zero_are_none(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -150,7 +155,7 @@ def test_augment_labels_of_zero_are_none(name: str) -> None:
     )
 
 
-@both
+@every
 def test_a_dropped_sample_sees_no_condition_and_the_others_see_theirs(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -178,7 +183,7 @@ def test_a_dropped_sample_sees_no_condition_and_the_others_see_theirs(name: str)
     assert (network(x, c_noise, condition_dropped=dropped, **plain) - out).abs().max() > 1e-3
 
 
-@both
+@every
 def test_dropping_equals_none_exactly_where_there_is_no_context(name: str) -> None:
     network = awake(make(name, context_dim=0))
     x, c_noise, condition = draw(name)
@@ -188,7 +193,7 @@ def test_dropping_equals_none_exactly_where_there_is_no_context(name: str) -> No
     assert torch.equal(network(x, c_noise, condition_dropped=dropped, **condition), network(x, c_noise, **none))
 
 
-@both
+@every
 def test_context_tokens(name: str) -> None:
     network = awake(make(name)).double()
     x, c_noise, condition = draw(name)
@@ -208,20 +213,20 @@ def test_context_tokens(name: str) -> None:
     assert (out(changed) - out(tokens)).abs().max() > 1e-4
 
 
-@both
+@every
 def test_the_image_reaches_the_first_layer_as_it_is(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
     seen: list[Tensor] = []
-    first = network.linear_in if name == "mlp" else network.conv_in
-    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    first = {"mlp": "linear_in", "unet": "conv_in", "edm2_unet": "enc.8x8_conv"}[name]
+    network.get_submodule(first).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(1e-3 * x, c_noise, **condition)
     image = condition["image"].flatten(1) if name == "mlp" else condition["image"]
-    assert torch.equal(seen[0][:, x.shape[1] :], image)
+    assert torch.equal(seen[0][:, x.shape[1] :][:, : image.shape[1]], image)
     assert torch.equal(seen[0][:, : x.shape[1]], 1e-3 * x)
 
 
-@both
+@every
 def test_gradients_reach_every_parameter(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -235,7 +240,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
     assert [key for key in silent if not key.endswith("context.key.bias")] == []
 
 
-@both
+@every
 def test_every_parameter_takes_part_when_conditions_are_missing(name: str) -> None:
     """Else a distributed step waits for gradients that never come."""
     network = make(name)
@@ -244,7 +249,7 @@ def test_every_parameter_takes_part_when_conditions_are_missing(name: str) -> No
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
 
 
-@both
+@every
 def test_bfloat16_agrees_with_float32(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -254,7 +259,7 @@ def test_bfloat16_agrees_with_float32(name: str) -> None:
     assert (rough.float() - exact).std() < 0.03 * exact.std()
 
 
-@both
+@every
 def test_a_bfloat16_network_tells_997_from_999(name: str) -> None:
     network = awake(make(name)).to(torch.bfloat16)
     x, _, condition = draw(name)
@@ -264,7 +269,7 @@ def test_a_bfloat16_network_tells_997_from_999(name: str) -> None:
     assert (heard[1] - heard[2]).abs().max() > 0.01
 
 
-@both
+@every
 def test_compiles_in_one_graph(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
@@ -276,7 +281,7 @@ def test_compiles_in_one_graph(name: str) -> None:
     )
 
 
-@both
+@every
 @pytest.mark.parametrize("key", ["labels", "context", "image"])
 def test_one_batch_overfit_shows_that_each_condition_is_used(name: str, key: str) -> None:
     """x and c_noise are the same for all; only the condition tells which of the targets is meant."""
@@ -315,7 +320,7 @@ def refused(name: str, changes: dict[str, Any], **options: Any) -> str:
     return message
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("changes", "argument", "tells"),
     [
@@ -345,7 +350,7 @@ def test_bad_input_is_named(name: str, changes: dict[str, Any], argument: str, t
     assert message.startswith(argument) and tells in message
 
 
-@both
+@every
 def test_a_condition_that_the_network_was_not_built_for(name: str) -> None:
     image = {"image_shape": None} if name == "mlp" else {"image_channels": 0}
     assert refused(name, {}, label_dim=0).startswith("labels")
@@ -362,13 +367,13 @@ def test_a_condition_that_the_network_was_not_built_for(name: str) -> None:
     assert refused(name, dropped, **nothing).startswith("condition_dropped")
 
 
-@both
+@every
 def test_integer_images_are_refused(name: str) -> None:
     image = torch.zeros(draw(name)[2]["image"].shape, dtype=torch.uint8)
     assert refused(name, {"image": image}).startswith("image has dtype torch.uint8")
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("option", "value"),
     [
