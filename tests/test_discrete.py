@@ -331,7 +331,7 @@ def test_a_unet_of_diffusers():
     ("build", "words"),
     [
         (lambda: Discrete(lambda x, step: x), ["network is", "module"]),
-        (lambda: Discrete(Silent(), "epsilon"), ["prediction: 'epsilon'", "noise"]),
+        (lambda: Discrete(Silent(), "noize"), ["prediction: 'noize'", "noise"]),
         (lambda: Discrete(Silent(), "noise", "linaer"), ["schedule: 'linaer'", "did you mean 'linear'"]),
         (lambda: Discrete(Silent(), beta_start=0.03), ["beta_start is 0.03", "beta_end is 0.02"]),
         (lambda: Discrete(Silent(), beta_start=0.0), ["beta_start is 0.0"]),
@@ -367,3 +367,9 @@ def test_errors(build, words):
 class Tuple(nn.Module):
     def forward(self, x, step):
         return (x, step)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("noise", "epsilon"), ("v", "v_prediction"), ("data", "sample")])
+def test_diffusers_own_names_of_the_prediction(ours, theirs):
+    network, x, sigma = discrete(ours).network, 3 * randn(5, 2), torch.tensor(1.5, dtype=torch.float64)
+    assert torch.equal(Discrete(network, theirs)(x, sigma), Discrete(network, ours)(x, sigma))

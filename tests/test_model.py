@@ -415,3 +415,7 @@ def test_a_formulation_of_ones_own_parts_cannot_be_saved(tmp_path):
     text = message(lambda: Model(networks.MLP(3), own, shape=(3,)).save(tmp_path / "model"))
     assert "preconditioning" in text
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_not_a_denoiser():
+    assert "denoiser is a Model; use its own sample" in message(lambda: edmund.sample(mlp_model(), (2, 3)))

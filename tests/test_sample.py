@@ -611,3 +611,17 @@ def test_more_steps_refine_the_same_sample(sampler):
     assert (white - ends[2]).square().mean().sqrt() > 0.5
     part = draw(mixture(), (200, 2), sampler=sampler, grid=grid.Fixed(grids[0]), batch_size=37)
     assert torch.equal(part, ends[0])
+
+
+def test_what_newcomers_try_first():
+    network = nn.Linear(2, 2)
+    cases = [
+        (lambda: draw(lambda x, sigma: network(x), (4, 2)), ["torch.float64", "dtype=torch.float32"]),
+        (lambda: draw(mixture(), (4, 2), grid=[80.0, 1.0, 0.0]), ["80.0, 1.0", "grid.Fixed"]),
+        (lambda: draw(mixture(), (4, 2), grid=torch.tensor([80.0, 0.0])), ["grid.Fixed"]),
+    ]
+    for attempt, words in cases:
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert all(word in str(error.value) for word in words), str(error.value)
+    assert draw(lambda x, sigma: network(x), (4, 2), dtype=torch.float32).dtype == torch.float32

@@ -40,6 +40,8 @@ def resolve_grid(grid: str | grids.Grid | None, defaults: formulations.Formulati
         return defaults.grid
     if callable(grid) and not isinstance(grid, type):
         return grid
+    if isinstance(grid, Tensor | list | tuple):
+        raise InputError(f"grid is {grid!r}; noise levels of your own are a grid as grid.Fixed(levels)")
     return registry.resolve("grid", grid, grids.named(), grids.Grid)
 
 

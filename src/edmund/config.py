@@ -344,7 +344,7 @@ class Config:
         try:
             return make_sampler(self._sampler_name(), own)
         except InputError as error:
-            raise InputError(f"sampling has {error}") from error
+            raise InputError(f"sampling: {error}") from error
 
     def options(self) -> TrainingOptions:
         """The training options."""

@@ -79,6 +79,8 @@ def sample(
 
     Raises InputError for every argument that cannot be used, before the denoiser is called.
     """
+    if hasattr(denoiser, "denoiser") and not callable(denoiser):
+        raise InputError(f"denoiser is a {type(denoiser).__name__}; use its own sample(n), or give its .denoiser")
     if not callable(denoiser):
         raise InputError(f"denoiser is {denoiser!r}; it must be a callable (x, sigma, **condition) -> E[y | x]")
     defaults = getattr(denoiser, "formulation", None) or formulations.EDM()

@@ -136,7 +136,7 @@ def _guided(model: Model, guide: Guide, labels: str | None, directory: Path) -> 
     if (directory / CONFIG_FILE).is_file() and read_config(directory).options().label_dropout == 0:
         raise InputError(
             f"--guidance is {guide.w}, but the run was trained with training.label_dropout 0: its network never "
-            f"saw a sample without its label; train with label_dropout 0.1 or so"
+            f"saw a sample without its label; train one with `edmund train CONFIG --set training.label_dropout=0.1`"
         )
     return guided
 

@@ -15,9 +15,18 @@ from edmund.config import sampler_keys
 
 def run() -> None:
     """The command."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        caption="order: of the samples, or of their law where stochastic. NFE a step: denoiser calls between positive "
+        "levels. arguments: keys of `sampling` in a config and of --set; s_churn, s_min, s_max, s_noise are churn's.",
+        caption_justify="left",
+    )
     for title in ("name", "order", "NFE a step", "stochastic", "arguments", "source"):
-        table.add_column(title, no_wrap=title in ("name", "order"), justify="right" if title == "order" else "left")
+        table.add_column(
+            title, no_wrap=title in ("name", "order"), justify="right" if title == "order" else "left", overflow="fold"
+        )
     for name, make in samplers.named().items():
         solver = make()
         table.add_row(
@@ -28,7 +37,7 @@ def run() -> None:
             Text(", ".join(_argument(key, value.default) for key, value in sampler_keys(name).items())),
             Text(solver.source),
         )
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else 180)  # a pipe has no width to keep to
 
 
 def _argument(key: str, default: Any) -> str:

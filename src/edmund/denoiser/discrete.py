@@ -24,6 +24,7 @@ from edmund.preconditioning import Data, Epsilon, Preconditioning, Velocity
 from edmund.process import nearest_level
 
 _PREDICTIONS: dict[str, Preconditioning] = {"noise": Epsilon(), "v": Velocity(), "data": Data(1.0)}
+_DIFFUSERS = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}
 
 
 def _linear(start: float, end: float, count: int) -> Tensor:
@@ -94,13 +95,17 @@ class Discrete(Preconditioned):
     """A network trained on discrete time steps as a denoiser, with the range and the levels that it knows.
 
     network: a module (x / sqrt(1 + sigma^2) [B, *], step [B] int64, **condition) -> [B, *], or an object that has it
-    as `.sample`. prediction: what it predicts, "noise" (epsilon), "v" (Salimans & Ho 2022) or "data" (x0).
+    as `.sample`. prediction: what it predicts, "noise", "v" (Salimans & Ho 2022) or "data" (x0); diffusers'
+    names "epsilon", "v_prediction" and "sample" say the same.
 
     schedule: "linear", "scaled_linear" or "sigmoid", betas between beta_start (None: 1e-4) and beta_end (None: 0.02),
     or "squared_cosine" (also "cosine", "squaredcos_cap_v2"), of num_steps steps (None: 1000); the names and values are
     those of diffusers' DDPMScheduler. Or abar_0 > abar_1 > ... themselves, such as a scheduler's `alphas_cumprod`.
 
     extra_channels: channels beyond x's that the network emits, a learned variance (see `with_extra`).
+
+    `edmund.sample` starts at sigma 80, or at the highest level if that is lower, unless it is told a sigma_max: the
+    highest levels of some schedules (157 of "linear", 20 000 of "squared_cosine") are all noise.
 
     Called with a level outside its range (0 excepted, which is the least noisy step), it raises InputError where sigma
     is on the CPU; elsewhere looking would wait for the device, and `edmund.sample` and its kin check their levels.
@@ -119,6 +124,11 @@ class Discrete(Preconditioned):
     ) -> None:
         if not isinstance(network, nn.Module):
             raise InputError(f"network is {network!r}; it must be a module (x, step, **condition)")
+        prediction = _DIFFUSERS.get(prediction, prediction) if isinstance(prediction, str) else prediction
+        if not isinstance(prediction, str):
+            raise InputError(
+                f"prediction is a {type(prediction).__name__}; it must be one of {', '.join(_PREDICTIONS)}"
+            )
         if prediction not in _PREDICTIONS:
             raise unknown("prediction", prediction, _PREDICTIONS)
         given = {"beta_start": beta_start, "beta_end": beta_end, "num_steps": num_steps}

@@ -106,7 +106,9 @@ class Optimised(Grid):
         if not callable(denoiser):
             raise InputError(f"denoiser is {denoiser!r}; it must be a callable (x, sigma, **condition) -> E[y | x]")
         if isinstance(sampler, type) or not hasattr(sampler, "plan"):
-            raise InputError(f"sampler is {sampler!r}; it must be one whose steps are the grid's: samplers.Heun(), ...")
+            raise InputError(
+                f"sampler is {sampler!r}; it must be an object whose steps are the grid's, such as samplers.Heun()"
+            )
         if sampler.stochastic:
             raise InputError(f"sampler is {sampler!r}, which draws noise; a grid is fitted to a deterministic one")
         defaults = getattr(denoiser, "formulation", None)

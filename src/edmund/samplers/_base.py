@@ -170,7 +170,15 @@ class Evaluator:
         """D(x; sigma), like the unscaled x."""
         self.nfe += 1
         level = torch.full((), sigma, dtype=self._dtype, device=self._device)
-        denoised = self._denoiser(x, level, **self._condition)
+        try:
+            denoised = self._denoiser(x, level, **self._condition)
+        except RuntimeError as error:
+            if "dtype" not in str(error):
+                raise
+            raise InputError(
+                f"the denoiser cannot take a state of {x.dtype}: {error}; give dtype=torch.float32, or make it a "
+                f"denoiser of its own, which converts: denoiser.Preconditioned"
+            ) from error
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             found = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
             raise InputError(
