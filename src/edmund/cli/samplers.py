@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +38,8 @@ def run() -> None:
             Text(", ".join(_argument(key, value.default) for key, value in sampler_keys(name).items())),
             Text(solver.source),
         )
-    console.print(table, width=None if console.is_terminal else 180)  # a pipe has no width to keep to
+    # A pipe has no width to keep to.
+    (console if console.is_terminal else Console(width=180)).print(table)
 
 
 def _argument(key: str, default: Any) -> str:
