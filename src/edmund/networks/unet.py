@@ -18,19 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
+from edmund.networks._blocks import group_norm, zero
 from edmund.networks.conditioning import Conditioning, check_dropout, check_dropped, check_image, check_input
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least 4 channels each where there are so many."""
-    groups = max(g for g in range(1, min(32, max(1, channels // 4)) + 1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
-
-
-def _zero(convolution: nn.Conv2d) -> nn.Conv2d:
-    for parameter in convolution.parameters():
-        nn.init.zeros_(parameter)
-    return convolution
 
 
 class _Attention(nn.Module):
@@ -39,9 +28,9 @@ class _Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads = channels // 32 if channels % 32 == 0 else 1
-        self.norm = _group_norm(channels)
+        self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zero(nn.Conv2d(channels, channels, 1))
+        self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -56,12 +45,12 @@ class _Block(nn.Module):
         self, in_channels: int, channels: int, embedding_channels: int, dropout: float, attention: bool
     ) -> None:
         super().__init__()
-        self.norm_in = _group_norm(in_channels)
+        self.norm_in = group_norm(in_channels)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.modulation = nn.Linear(embedding_channels, 2 * channels)
-        self.norm_out = _group_norm(channels)
+        self.norm_out = group_norm(channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = _zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == channels else nn.Conv2d(in_channels, channels, 1)
         self.attention = _Attention(channels) if attention else nn.Identity()
 
@@ -169,8 +158,8 @@ class UNet(nn.Module):
         self.coarsest = stage(len(widths) - 1, widths[-1] if len(widths) > 1 else channels, 2 * blocks)
         self.up = nn.ModuleList(nn.Conv2d(widths[level + 1], widths[level], 1) for level in finer)
         self.decoder = nn.ModuleList(stage(level, 2 * widths[level], blocks) for level in finer)
-        self.norm_out = _group_norm(widths[0])
-        self.conv_out = _zero(
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = zero(
             nn.Conv2d(
                 widths[0],
                 in_channels if out_channels is None else check_count("out_channels", out_channels),
