@@ -26,6 +26,8 @@ WRONG: list[tuple[str, Any]] = [
     ("weight_decay", -0.1),
     ("label_dropout", 1.1),
     ("label_dropout", -0.1),
+    ("augment", 1.1),
+    ("augment", "0.1"),
     ("betas", (0.9,)),
     ("betas", (0.9, 1.0)),
     ("betas", 0.9),

@@ -30,6 +30,7 @@ from edmund.data import DataSet
 from edmund.errors import InputError, check_positive, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model
+from edmund.training.augmentation import LABELS
 from edmund.training.options import TrainingOptions
 
 _ABSENT = inspect.Parameter.empty
@@ -414,6 +415,16 @@ class Config:
             if argument in _names(kind) and len(train.shape) != axes:
                 raise InputError(f"network.type is {config.network['type']!r}, for {what}; the data are {train.shape}")
         decided = {"in_channels": train.shape[0], "features": train.shape[0], "label_dim": train.num_classes}
+        augment = self.options().augment
+        if augment > 0:
+            if len(train.shape) != 3:
+                raise InputError(f"training.augment is {augment}, for images; the data are {train.shape}")
+            if "augment_dim" not in _names(kind):
+                raise InputError(
+                    f"training.augment is {augment}, but network.type {config.network['type']!r} cannot be told of it "
+                    "(it has no augment_dim)"
+                )
+            decided["augment_dim"] = LABELS
         arguments |= {key: value for key, value in decided.items() if key in _names(kind)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options().seed)

@@ -43,7 +43,9 @@ class TrainingOptions:
     - ema_halflife, ema_ramp: the half-life profile of the average. ema_power: sigma_rel of the power-function profile,
       used in place of the half-life. See `ema`.
     - label_dropout: share of the samples that are trained without their labels, context and image.
-    - seed: of data order, noise levels, noise and dropout.
+    - augment: probability of each geometric transform of the training images, of which the network is told in 9 augment
+      labels; 0: none. See `augmentation`.
+    - seed: of data order, noise levels, noise, dropout and augmentation.
     - validation_interval. patience: stop when the validation loss has not improved for so long, and deliver the best
       average; None: never stop, and deliver the last one.
     - checkpoint_interval, keep_checkpoints (how many stay), log_interval, preview_interval (None: no previews).
@@ -67,6 +69,7 @@ class TrainingOptions:
     ema_ramp: float | None = 0.05
     ema_power: float | None = None
     label_dropout: float = 0.0
+    augment: float = 0.0
     seed: int = 0
     validation_interval: int = 25_600
     patience: int | None = None
@@ -94,8 +97,9 @@ class TrainingOptions:
                 check_positive(name, _number(name, getattr(self, name)))
         if not 0 <= _number("weight_decay", self.weight_decay) < math.inf:
             raise InputError(f"weight_decay is {self.weight_decay!r}; it must be a finite number of at least 0")
-        if not 0 <= _number("label_dropout", self.label_dropout) <= 1:
-            raise InputError(f"label_dropout is {self.label_dropout!r}; it must be a probability, from 0 to 1")
+        for name in ("label_dropout", "augment"):
+            if not 0 <= _number(name, getattr(self, name)) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a probability, from 0 to 1")
         self._check_betas()
         for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
@@ -161,6 +165,8 @@ class TrainingOptions:
         kept = {name: value for name, value in fields.items() if name not in _CHANGEABLE}
         if self.lr_schedule == "cosine":
             kept["samples"] = self.samples
+        if self.augment == 0:
+            del kept["augment"]  # a run from before there was such an option goes on
         return kept | {"betas": list(self.betas)}
 
 

@@ -1,10 +1,11 @@
 r"""The training loop.
 
 One step of B samples, n having been seen: data, noise levels and noise of samples n .. n + B - 1 (`order`,
-`objective`), the gradient of their mean loss over all processes and parts (`processes`), the guard and the clip
-(`gradients`), the optimiser at the learning rate of n (`learning_rate`), the moving average (`ema`). Each of these is a
-function of the options and n, so a checkpoint holds n, the weights, their average and the optimiser's moments, and a
-run that goes on from it does bit for bit (on one CPU process) what it would have done without the interruption.
+`objective`, `augmentation`), the gradient of their mean loss over all processes and parts (`processes`), the guard and
+the clip (`gradients`), the optimiser at the learning rate of n (`learning_rate`), the moving average (`ema`). Each of
+these is a function of the options and n, so a checkpoint holds n, the weights, their average and the optimiser's
+moments, and a run that goes on from it does bit for bit (on one CPU process) what it would have done without the
+interruption.
 
 Nothing waits for the device but the readings: at log intervals, at checkpoints, and every 50 steps.
 """
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from edmund import noise
+from edmund.denoiser import condition_names
 from edmund.errors import InputError
 from edmund.model import Model
 from edmund.training import fingerprint
+from edmund.training.augmentation import LABELS, Augmentation
 from edmund.training.batches import Batch, TrainingData, batches, read
 from edmund.training.checkpoint import CheckpointStore
 from edmund.training.gradients import clip, guard
@@ -121,6 +124,8 @@ class Trainer:
             raise InputError(
                 f"label_dropout is {self.options.label_dropout}, but the data set has no labels or conditions"
             )
+        if self.options.augment > 0:
+            _check_augmentable(dataset, model, self.options.augment)
 
     def run(self) -> TrainingResult:
         """Trains until `options.samples` have been seen, patience is out, or the process is told to stop."""
@@ -149,6 +154,26 @@ def _check_data(argument: str, dataset: TrainingData, model: Model) -> None:
         raise InputError(f"{argument} has {classes} classes; the network was built for {known} (label_dim)")
 
 
+def _check_augmentable(dataset: TrainingData, model: Model, augment: float) -> None:
+    if len(model.shape) != 3:
+        raise InputError(f"augment is {augment}, for images; the data are of shape {tuple(model.shape)}")
+    names = condition_names(model.network)
+    told = getattr(model.network, "config", {}).get("augment_dim", LABELS)
+    if names is not None and "augment_labels" not in names:
+        told = 0
+    if told != LABELS:
+        raise InputError(
+            f"augment is {augment}, of which the network is told in {LABELS} augment labels; this network takes "
+            f"{told}: build it with augment_dim={LABELS}"
+        )
+    condition = dataset.__getitems__([0])[1]
+    for name in ("image", "augment_labels"):
+        if name in condition:
+            raise InputError(
+                f"augment is {augment}, but the data come with a condition {name!r}, which would not move with them"
+            )
+
+
 class _Run:
     """One call of `Trainer.run`."""
 
@@ -159,6 +184,7 @@ class _Run:
         self.model = trainer.model
         self.directory = trainer.directory
         self.density = self.model.formulation.noise_density
+        self.augmentation = Augmentation(self.options.augment) if self.options.augment > 0 else None
         self.identity = fingerprint.of_run(self.model, trainer.dataset, self.options)
         self.state = State(self.model, self.options, processes.device, processes.mean)
         self.store = CheckpointStore(self.directory, self.options.keep_checkpoints)
@@ -316,6 +342,8 @@ class _Run:
         state.running.add_data(x)
         sigma = levels(self.density, keys, index - seen, options.batch_size).to(device, state.dtype, non_blocking=True)
         condition = drop(batch.condition, keys, options.label_dropout)
+        if self.augmentation is not None:
+            x, condition["augment_labels"] = self.augmentation(x, keys)
         with seeded_dropout(device, options.seed, batch.part):
             loss: Tensor = module(x, sigma, normals(keys, x), condition, factor)
         return loss
