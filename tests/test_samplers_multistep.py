@@ -26,7 +26,7 @@ from oracles import (
 )
 
 import edmund
-from edmund import grid, noise, process
+from edmund import grid, noise, process, samplers
 from edmund.errors import InputError
 from edmund.samplers import DEIS, IPNDM, LMS, PNDM, DPMpp2M, DPMpp3M, LinearSampler, LinearStep, SASolver, Stage, UniPC
 from edmund.samplers import _exponential as exponential
@@ -730,3 +730,10 @@ def test_a_callback_is_told_the_image_that_the_step_began_with(name):
     for step in told:
         first = next(image for sigma, image in calls if sigma == pytest.approx(step.sigma, rel=1e-12))
         assert torch.equal(step.denoised, first)
+
+
+def test_dpmpp_3m_sde_is_k_diffusions():
+    """Of order 2 in law with either curvature, so the name gives what it gives there."""
+    sde = samplers.named()["dpmpp_3m_sde"]()
+    assert sde == DPMpp3M(eta=1.0, curvature="half") and sde.order == 2
+    assert weak_order(sde, gaussian(), EDM, (128, 256)) == pytest.approx(2, abs=0.2)

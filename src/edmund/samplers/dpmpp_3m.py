@@ -33,7 +33,7 @@ class DPMpp3M(LinearSampler):
     D_2 is a second divided difference, which is half the second derivative that the expansion asks for, so that the
     parabola's curvature has half its weight and the order is 2. In few steps that damps the extrapolation: on exact
     mixtures, from sigma 80 to 0.002 on EDM's grid, "half" is nearer to the ODE's solution up to some 35 steps, and
-    "exact" beyond.
+    "exact" beyond. `dpmpp_3m_sde`, whose order in law is 2 with either, is k-diffusion's: "half".
 
     The first step is that of DDIM, or its SDE, the second goes through two images: with this start the order is 2 at
     last, with a small constant. The step to sigma = 0 takes the denoised image. With eta > 0 the order in law is 2.
@@ -41,7 +41,7 @@ class DPMpp3M(LinearSampler):
     """
 
     name: ClassVar[str] = "dpmpp_3m"
-    aliases: ClassVar[Mapping[str, Mapping[str, object]]] = {"dpmpp_3m_sde": {"eta": 1.0}}
+    aliases: ClassVar[Mapping[str, Mapping[str, object]]] = {"dpmpp_3m_sde": {"eta": 1.0, "curvature": "half"}}
     source: ClassVar[str] = "Lu et al. 2022 (2211.01095), with the curvature put right"
     brownian: ClassVar[bool] = True
     nfe_per_step = 1
