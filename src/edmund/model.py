@@ -78,6 +78,7 @@ class Model:
         self.denoiser = Preconditioned(
             network,
             formulation.preconditioning,
+            _extra_channels(network, self.shape[0]),
             formulation=formulation,
             sigma_min=low,
             sigma_max=high,
@@ -224,6 +225,13 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) == 0:
         raise InputError(f"shape is {shape!r}; it must be the shape of one sample, such as (3, 32, 32)")
     return tuple(check_count("shape", size) for size in shape)
+
+
+def _extra_channels(network: nn.Module, channels: int) -> int:
+    """How many channels beyond the samples' the network says it emits: iDDPM's learned variance."""
+    config = getattr(network, "config", None)
+    emitted = config.get("out_channels") if isinstance(config, Mapping) else None
+    return 0 if emitted is None else int(emitted) - channels
 
 
 def _as_batch(key: str, value: Any) -> Tensor:

@@ -1,0 +1,233 @@
+"""The published image networks by their original parameter names and constructor arguments.
+
+EDM (Karras et al. 2022) keeps its network under `model.` inside a preconditioning class, EDMPrecond, VPPrecond,
+VEPrecond or iDDPMPrecond, whose network is a SongUNet (DDPM++, NCSN++) or a DhariwalUNet (ADM). EDM2 (Karras et al.
+2024) has one class, Precond, with its network under `unet.` and its learned uncertainty under `logvar_`. The tables
+below say what each argument is here; what only sets how the originals train or round is left out, and what would change
+the function is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edmund import formulation as formulations
+from edmund import networks
+from edmund.errors import InputError, check_count, check_number, unknown
+from edmund.formulation import Formulation
+from edmund.model import Model
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network class: ours, what its arguments are called here, the original defaults that are not ours, and the
+    arguments that have one value only here.
+    """
+
+    made: type[nn.Module]
+    arguments: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Precond:
+    """A preconditioning class: its formulation of its own arguments, the network's prefix, and its default network."""
+
+    formulation: Callable[..., Formulation]
+    arguments: tuple[str, ...]
+    network: str
+    prefix: str = "model."
+    networks: tuple[str, ...] = ("SongUNet", "DhariwalUNet")
+
+
+_SHARED = {
+    "img_channels": "in_channels",
+    "img_resolution": "resolution",
+    "model_channels": "channels",
+    "channel_mult": "channel_mult",
+    "num_blocks": "blocks",
+    "attn_resolutions": "attention_resolutions",
+    "label_dim": "label_dim",
+    "dropout": "dropout",
+}
+
+_NETWORKS = {
+    "SongUNet": _Network(
+        networks.SongUNet,
+        {
+            **_SHARED,
+            "channel_mult_emb": "embedding_mult",
+            "augment_dim": "augment_dim",
+            "embedding_type": "embedding",
+            "channel_mult_noise": "noise_mult",
+            "encoder_type": "encoder",
+            "decoder_type": "decoder",
+            "resample_filter": "resample_filter",
+        },
+        {"channel_mult": [1, 2, 2, 2], "dropout": 0.1},
+    ),
+    "DhariwalUNet": _Network(
+        networks.ADM,
+        {**_SHARED, "channel_mult_emb": "embedding_mult", "augment_dim": "augment_dim"},
+        {"dropout": 0.1},
+    ),
+    "UNet": _Network(
+        networks.EDM2UNet,
+        _SHARED,
+        {},
+        {
+            "channel_mult_noise": None,
+            "channel_mult_emb": None,
+            "label_balance": 0.5,
+            "concat_balance": 0.5,
+            "res_balance": 0.3,
+            "attn_balance": 0.3,
+            "clip_act": 256,
+            "channels_per_head": 64,
+            "resample_filter": [1, 1],
+        },
+    ),
+}
+
+
+def _edm(sigma_data: float = 0.5, sigma_min: float = 0.0, sigma_max: float = float("inf")) -> Formulation:
+    # The originals' limits are 0 and infinity: "any level". What is sampled is the paper's range within them.
+    return formulations.EDM(sigma_data, sigma_min=max(0.002, sigma_min), sigma_max=min(80.0, sigma_max))
+
+
+_PRECONDS = {
+    "EDMPrecond": _Precond(_edm, ("sigma_data", "sigma_min", "sigma_max"), "DhariwalUNet"),
+    "VPPrecond": _Precond(formulations.VP, ("beta_d", "beta_min", "M", "epsilon_t"), "SongUNet"),
+    "VEPrecond": _Precond(formulations.VE, ("sigma_min", "sigma_max"), "SongUNet"),
+    "iDDPMPrecond": _Precond(formulations.IDDPM, ("C_1", "C_2", "M"), "DhariwalUNet"),
+    "Precond": _Precond(_edm, ("sigma_data",), "UNet", "unet.", ("UNet",)),
+}
+_EDM2 = "Precond"
+
+_UNCERTAINTY = {
+    "logvar_fourier.freqs": "features.freqs",
+    "logvar_fourier.phases": "features.phases",
+    "logvar_linear.weight": "linear.weight",
+}
+_NO_EFFECT = ("use_fp16", "label_dropout")
+"""How the originals are run and trained: not what their networks compute."""
+
+
+def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Model:
+    """The model of an original EDM or EDM2 network, in evaluation mode and in the network's own units (images: -1 to
+    1).
+
+    state: tensors by the original parameter names (EDM: `model.*`; EDM2: `unet.*`, `logvar_*`), of any floating-point
+    type; the model's are float32. config: the original constructor's arguments, and `cls`, the preconditioning's class,
+    which is EDM2's where left out. What a network is trained with is not known from these: the formulation's training
+    levels are its defaults.
+
+    Raises InputError for classes, arguments and values that are not known here, and for a state that does not fit: it
+    names the first parameter that differs and both shapes.
+    """
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise InputError(f"config is {_short(config)}; it must be a mapping of argument names to values")
+    arguments = dict(config)
+    kind = arguments.pop("cls", _EDM2)
+    if kind not in _PRECONDS:
+        raise unknown("config cls", kind, _PRECONDS)
+    precond = _PRECONDS[kind]
+    network = arguments.pop("model_type", precond.network)
+    if network not in precond.networks:
+        raise unknown(f"config model_type of {kind}", network, precond.networks)
+    options = _network_options(kind, _NETWORKS[network], precond.arguments, arguments, len(state))
+    levels = {name: arguments[name] for name in precond.arguments if name in arguments}
+    for name, value in levels.items():
+        if not (name == "sigma_max" and value == float("inf")):
+            check_number(f"config {name}", value)
+    if kind == "iDDPMPrecond":
+        options["out_channels"] = 2 * check_count("config img_channels", options["in_channels"])
+
+    has_uncertainty = kind == _EDM2 and any(name.startswith("logvar_") for name in state)
+    channels = check_count("config logvar_channels", arguments.get("logvar_channels", 128))
+
+    def build() -> tuple[nn.Module, networks.Uncertainty | None]:
+        uncertainty = networks.Uncertainty(channels, magnitude_preserving=True) if has_uncertainty else None
+        return _NETWORKS[network].made(**options), uncertainty
+
+    # First without memory: the arguments may be of a network that no machine could hold.
+    with torch.device("meta"):
+        empty, no_uncertainty = _made(kind, build)
+    expected = {name: tuple(value.shape) for name, value in _named(empty, no_uncertainty, precond.prefix).items()}
+    if kind == "iDDPMPrecond":  # its noise levels, which are computed here
+        expected["u"] = (check_count("config M", levels.get("M", 1000)) + 1,)
+    _check_state(state, expected)
+
+    own, uncertainty = _made(kind, build)
+    with torch.no_grad():
+        for name, value in _named(own, uncertainty, precond.prefix).items():
+            value.copy_(state[name])
+    shape = (options["in_channels"], options["resolution"], options["resolution"])
+    model = Model(own, _made(kind, lambda: precond.formulation(**levels)), shape=shape, uncertainty=uncertainty)
+    model.denoiser.eval()
+    return model
+
+
+def _network_options(
+    kind: str, network: _Network, own: tuple[str, ...], arguments: Mapping[str, Any], tensors: int
+) -> dict[str, Any]:
+    """Our constructor's arguments."""
+    also = ("logvar_channels",) if kind == _EDM2 else ()
+    options = dict(network.defaults)
+    for name, value in arguments.items():
+        if name in network.arguments:
+            options[network.arguments[name]] = value
+        elif name in network.fixed:
+            if value != network.fixed[name]:
+                raise InputError(f"config {name} is {_short(value)}; it must be {network.fixed[name]!r}")
+        elif name not in (*own, *also, *_NO_EFFECT):
+            raise unknown(f"config argument of {kind}", name, [*network.arguments, *network.fixed, *own, *also])
+    for name in ("img_channels", "img_resolution"):
+        check_count(f"config {name}", arguments.get(name, 0))
+    if check_count("config num_blocks", arguments.get("num_blocks", 1)) > tensors:
+        raise InputError(f"config num_blocks is {arguments['num_blocks']}; the state has only {tensors} tensors")
+    return options
+
+
+def _made(kind: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns; its refusal of a value of a wrong kind as an InputError."""
+    try:
+        return make()
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"config does not make a {kind}: {reason}") from error
+
+
+def _named(network: nn.Module, uncertainty: nn.Module | None, prefix: str) -> dict[str, Tensor]:
+    """Our tensors by their original names; they share memory with the modules'."""
+    named = {prefix + name: value for name, value in network.state_dict().items()}
+    if uncertainty is not None:
+        ours = uncertainty.state_dict()
+        named |= {original: ours[name] for original, name in _UNCERTAINTY.items()}
+    return named
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    for name in [*expected, *(name for name in state if name not in expected)]:
+        theirs = tuple(state[name].shape) if name in state else None
+        ours = expected.get(name)
+        if theirs != ours:
+            raise InputError(
+                f"state is of another network: {name} has shape {theirs} in the state and {ours} in the network of "
+                f"this config (None: it has none)"
+            )
+        if not state[name].is_floating_point():
+            raise InputError(f"state has {name} in {state[name].dtype}; weights are floating-point numbers")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
