@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from edmund import networks
 from edmund.errors import InputError
-from edmund.networks import ADM, MLP, EDM2UNet, SongUNet, UNet
+from edmund.networks import ADM, MLP, DiT, EDM2UNet, SongUNet, UNet
 
 CONDITIONS: dict[str, Any] = {"label_dim": 5, "context_dim": 3, "augment_dim": 2}
-SHAPES = {"mlp": (6,), "unet": (2, 9, 7), "edm2_unet": (2, 8, 12), "song_unet": (2, 8, 4), "adm": (2, 4, 8)}
+SHAPES = {
+    "mlp": (6,),
+    "unet": (2, 9, 7),
+    "edm2_unet": (2, 8, 12),
+    "song_unet": (2, 8, 4),
+    "adm": (2, 4, 8),
+    "dit": (2, 4, 6),
+}
 BATCH = 4
 
 
@@ -24,6 +31,9 @@ def make(name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
     if name == "mlp":
         return MLP(**{"features": 6, "channels": 32, "blocks": 2, "image_shape": [1, 3, 2], **CONDITIONS, **changes})
+    if name == "dit":
+        small = {"in_channels": 2, "channels": 16, "blocks": 1, "heads": 2, "image_channels": 1}
+        return DiT(**{**small, **CONDITIONS, **changes})
     options = {"in_channels": 2, "channels": 8, "channel_mult": [1, 2, 2], "image_channels": 1, **CONDITIONS}
     if name == "unet":
         return UNet(**{**options, "attention_levels": [1], **changes})
@@ -67,7 +77,14 @@ every = pytest.mark.parametrize("name", sorted(SHAPES))
 
 def test_registry_knows_every_network() -> None:
     known = networks.registry()
-    assert {"mlp": MLP, "unet": UNet, "edm2_unet": EDM2UNet, "song_unet": SongUNet, "adm": ADM}.items() <= known.items()
+    assert {
+        "mlp": MLP,
+        "unet": UNet,
+        "edm2_unet": EDM2UNet,
+        "song_unet": SongUNet,
+        "adm": ADM,
+        "dit": DiT,
+    }.items() <= known.items()
     assert all(kind.name == name for name, kind in known.items())
 
 
@@ -223,7 +240,7 @@ def test_the_image_reaches_the_first_layer_as_it_is(name: str) -> None:
     network = awake(make(name))
     x, c_noise, condition = draw(name)
     seen: list[Tensor] = []
-    first = {"mlp": "linear_in", "unet": "conv_in"}.get(name, "enc.8x8_conv")
+    first = {"mlp": "linear_in", "unet": "conv_in", "dit": "patch_in"}.get(name, "enc.8x8_conv")
     network.get_submodule(first).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(1e-3 * x, c_noise, **condition)
     image = condition["image"].flatten(1) if name == "mlp" else condition["image"]

@@ -13,6 +13,7 @@ import sys
 from torch import nn
 
 from edmund.networks.adm import ADM
+from edmund.networks.dit import DiT
 from edmund.networks.edm2_unet import EDM2UNet
 from edmund.networks.mlp import MLP
 from edmund.networks.song_unet import SongUNet
@@ -20,7 +21,7 @@ from edmund.networks.uncertainty import Uncertainty
 from edmund.networks.unet import UNet
 from edmund.registry import in_package
 
-__all__ = ["ADM", "MLP", "EDM2UNet", "SongUNet", "UNet", "Uncertainty", "registry"]
+__all__ = ["ADM", "MLP", "DiT", "EDM2UNet", "SongUNet", "UNet", "Uncertainty", "registry"]
 
 
 @functools.cache

@@ -87,7 +87,7 @@ def check_image(
         raise InputError(f"image has dtype {image.dtype}; it must be floating point, scaled as in training")
     image = check_condition("image", image, x.shape[0]).to(x.dtype)
     if condition_dropped is not None:
-        image = torch.where(condition_dropped[:, None, None, None], torch.zeros_like(image), image)
+        image = torch.where(condition_dropped.view(-1, *(1,) * len(shape)), torch.zeros_like(image), image)
     return image
 
 
