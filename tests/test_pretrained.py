@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
+import os
+import pickle
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from edmund import model, pretrained
 from edmund.errors import InputError
@@ -115,3 +126,219 @@ def test_a_variant_of_edm2_that_is_another_function_is_refused(shared: Path) -> 
     assert apart(denoised(same, given), given["denoised"]) < 1e-5
     without = {name: value for name, value in state.items() if not name.startswith("logvar_")}
     assert not pretrained.from_state_dict(without, config).denoiser.has_uncertainty
+
+
+def _reconstruct_persistent_obj(meta: dict[str, Any]) -> None:
+    raise AssertionError("the file's objects were made")
+
+
+class EasyDict(dict):
+    pass
+
+
+@pytest.fixture
+def originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that a snapshot names, so that one can be written."""
+    for module, part in (("torch_utils.persistence", _reconstruct_persistent_obj), ("dnnlib.util", EasyDict)):
+        for name in (module.split(".")[0], module):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        setattr(sys.modules[module], part.__name__, part)
+        monkeypatch.setattr(part, "__module__", module)
+
+
+class Persistent:
+    """Pickled as the originals' classes are, with source text that would leave a trace."""
+
+    def __init__(self, class_name: str, state: dict[str, Any], source: str = "") -> None:
+        self.meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,), None
+
+
+def layers(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The attributes of a module that holds these parameters, its children among them."""
+    children: dict[str, dict[str, Tensor]] = {}
+    own: dict[str, Any] = {}
+    for name, value in state.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            children.setdefault(first, {})[rest] = value
+        else:
+            own[name] = value
+    modules: OrderedDict[str, Any] = OrderedDict()
+    for name, values in children.items():
+        attributes = layers(values)
+        if name in ("enc", "dec"):
+            modules[name] = nn.ModuleDict()
+            modules[name].__dict__.update(attributes)
+        else:
+            modules[name] = Persistent("Layer", attributes)
+    buffers = {name: own.pop(name) for name in list(own) if name in ("freqs", "phases", "u", "resample_filter")}
+    return {
+        "training": False,
+        "_parameters": OrderedDict({name: nn.Parameter(value) for name, value in own.items()} | {"absent": None}),
+        "_buffers": OrderedDict(buffers) | {"transient": torch.zeros(3)},
+        "_non_persistent_buffers_set": {"transient"},
+        "_backward_hooks": OrderedDict(),
+        "_modules": modules,
+    }
+
+
+def network(state: dict[str, Tensor], config: dict[str, Any], source: str = "") -> Persistent:
+    arguments = {key: value for key, value in config.items() if key != "cls"}
+    init = {"_init_args": (arguments.pop("img_resolution"),), "_init_kwargs": EasyDict(arguments)}
+    return Persistent(config.get("cls", "Precond"), layers(state) | init, source)
+
+
+@pytest.mark.usefixtures("originals")
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("name", ["ddpmpp_edm", "ncsnpp_ve", "adm_iddpm", "edm2"])
+def test_a_snapshot_gives_the_originals_numbers(shared: Path, tmp_path: Path, name: str, protocol: int) -> None:
+    state, config, given = golden(shared, name)
+    sentinel = tmp_path / "sentinel"
+    source = f"open({str(sentinel)!r}, 'w')"
+    encoder = Persistent("Encoder", {"scale": np.float32([1, 2]), "bias": np.float32(3)}, source)
+    snapshot = EasyDict(ema=network(state, config, source), encoder=encoder, dataset_kwargs=EasyDict(path="x"))
+    file = tmp_path / "snapshot.pkl"
+    file.write_bytes(pickle.dumps(snapshot, protocol))
+    made = pretrained.load(file)
+    out = denoised(made, given)
+    assert apart(out, given["denoised"]) < 1e-5
+    assert torch.equal(denoised(model.load(made.save(tmp_path / "model")), given), out)
+    assert not sentinel.exists()
+
+
+@pytest.mark.usefixtures("originals")
+def test_a_snapshot_in_half_precision(shared: Path, tmp_path: Path) -> None:
+    state, config, given = golden(shared, "edm2")
+    half = {key: value.half() for key, value in state.items()}
+    (tmp_path / "half.pkl").write_bytes(pickle.dumps({"ema": network(half, config)}))
+    made = pretrained.load(tmp_path / "half.pkl")
+    assert torch.equal(denoised(made, given), denoised(pretrained.from_state_dict(half, config), given))
+
+
+class Calls:
+    """Pickled as a call."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.reduced = (function, args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reduced
+
+
+def view(data: bytes, offset: Any, size: Any, stride: Any) -> Calls:
+    storage = Calls(torch.storage._load_from_bytes, data)
+    return Calls(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
+
+
+def saved(values: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(values, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+FOUR = saved(torch.zeros(4)._typed_storage())
+
+
+def refused(file: Path, content: bytes) -> str:
+    """The one line of the refusal."""
+    file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        pretrained.load(file)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.usefixtures("originals")
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_nothing_that_a_file_names_is_called(tmp_path: Path, protocol: int, place: str) -> None:
+    sentinel = tmp_path / "sentinel"
+    write = f"open({str(sentinel)!r}, 'w').close()"
+    calls = {
+        f"{os.name}.system": Calls(os.system, f"touch {sentinel}"),
+        "eval": Calls(builtins.eval, write),
+        "exec": Calls(builtins.exec, write),
+        "getattr": Calls(getattr, 1, "real"),
+        "Path.touch": Calls(Path.touch, sentinel),
+        "torch._utils._rebuild_meta_tensor": Calls(torch._utils._rebuild_meta_tensor_no_storage, 0, 0, 0, False),
+        "bytearray": Calls(bytearray, 10**13),
+    }
+    for name, call in calls.items():
+        content = {"ema": call} if place == "outside" else {"ema": Persistent("EDMPrecond", {"_modules": {"a": call}})}
+        told = refused(tmp_path / "bad.pkl", pickle.dumps(content, protocol))
+        assert "it uses " in told
+        assert name.split(".")[-1][:6] in told or "getattr" in told
+        nested = {"ema": network({"model.weight": torch.zeros(4)}, {"cls": "EDMPrecond", "img_resolution": 8})}
+        layer = nested["ema"].meta["state"]["_modules"]["model"].meta["state"]
+        layer["_parameters"] = {"weight": view(saved(call), 0, (4,), (1,))}
+        assert "not saved as one storage" in refused(tmp_path / "bad.pkl", pickle.dumps(nested, max(3, protocol)))
+    assert not sentinel.exists()
+    pickle.loads(pickle.dumps(calls["eval"]))  # noqa: S301 (the file is our own)
+    assert sentinel.exists(), "the calls are real ones"
+
+
+@pytest.mark.usefixtures("originals")
+@pytest.mark.parametrize(
+    ("tensor", "tells"),
+    [
+        (view(FOUR, 0, (10**9,), (1,)), "storage of 4 elements"),
+        (view(FOUR, 0, (10**9,), (0,)), "storage of 4 elements"),
+        (view(FOUR, 1, (4,), (1,)), "storage of 4 elements"),
+        (view(FOUR, -1, (4,), (1,)), "storage of 4 elements"),
+        (view(FOUR, 0, ("4",), (1,)), "storage of 4 elements"),
+        (view(FOUR.replace(b"K\x04N", b"J" + struct.pack("<i", 10**9) + b"N"), 0, (4,), (1,)), "claims 1000000000"),
+        (view(FOUR.replace(b"K\x04N", b"K\x05N"), 0, (4,), (1,)), "no snapshot"),
+        (view(FOUR[:-3], 0, (4,), (1,)), "no snapshot"),
+        (view(b"PK\x03\x04", 0, (4,), (1,)), "no snapshot"),
+        (view(saved(torch.zeros(4, dtype=torch.int64)._typed_storage()), 0, (4,), (1,)), "floating-point"),
+        ("text", "no tensor"),
+    ],
+)
+def test_a_tensor_that_claims_what_it_has_not(tmp_path: Path, tensor: Any, tells: str) -> None:
+    assert FOUR.count(b"K\x04N") == 1
+    state = {"_parameters": {"weight": tensor}, "_init_kwargs": {}}
+    assert tells in refused(tmp_path / "bad.pkl", pickle.dumps({"ema": Persistent("EDMPrecond", state)}))
+
+
+@pytest.mark.usefixtures("originals")
+def test_files_that_are_no_snapshots(tmp_path: Path) -> None:
+    file = tmp_path / "bad.pkl"
+    good = pickle.dumps({"ema": Persistent("EDMPrecond", {"_init_kwargs": {}})})
+    assert "img_channels" in refused(file, good)
+    assert "'NewPrecond' is not known" in refused(file, pickle.dumps({"ema": Persistent("NewPrecond", {})}))
+    assert "no network under 'ema'" in refused(file, pickle.dumps({"a": 1}))
+    assert "no network under 'ema'" in refused(file, pickle.dumps([1]))
+    other = Persistent("EDMPrecond", {})
+    other.meta["version"] = 7
+    assert "version 6" in refused(file, pickle.dumps({"ema": other}))
+    assert "is no number" in refused(
+        file, pickle.dumps({"ema": Persistent("EDMPrecond", {"_init_kwargs": {"img_channels": {}}})})
+    )
+    child = Persistent("Layer", {})
+    for _ in range(40):  # 2^40 paths
+        child = Persistent("Layer", {"_modules": {"a": child, "b": child}})
+    assert "twice" in refused(file, pickle.dumps({"ema": child}))
+    for content in (b"", b"text", good[:-9], saved(torch.zeros(2)), b"\x80\x04" + b"\x8e" + struct.pack("<Q", 2**45)):
+        assert "no snapshot" in refused(file, content) or "refused" in refused(file, content)
+    assert "more than the file holds" in refused(file, b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b".")
+    assert "PERSID" in refused(file, b"\x80\x04K\x01Q.")
+    assert "EXT1" in refused(file, b"\x80\x04\x82\x01.")
+
+
+def test_safetensors(shared: Path, tmp_path: Path) -> None:
+    state, config, given = golden(shared, "ncsnpp_edm")
+    expected = denoised(pretrained.from_state_dict(state, config), given)
+    assert torch.equal(denoised(pretrained.load(shared / "golden/network_ncsnpp_edm.safetensors"), given), expected)
+    save_file(state, tmp_path / "own.safetensors", {"config": json.dumps(config)})
+    assert torch.equal(denoised(pretrained.load(tmp_path / "own.safetensors"), given), expected)
+    assert "is damaged" in refused(tmp_path / "damaged.safetensors", b"0123456789")
+    save_file(state, tmp_path / "bare.safetensors")
+    assert "no 'config'" in refused(tmp_path / "bare.safetensors", (tmp_path / "bare.safetensors").read_bytes())
+    save_file(state, tmp_path / "text.safetensors", {"config": "{"})
+    assert "no JSON" in refused(tmp_path / "text.safetensors", (tmp_path / "text.safetensors").read_bytes())
+    assert "must be a .pkl" in refused(tmp_path / "model.pt", b"")
+    with pytest.raises(InputError, match="is no file"):
+        pretrained.load(tmp_path / "absent.pkl")
