@@ -212,6 +212,16 @@ def test_formulations(folder):
     assert (folder / "formulations.png").is_file()
 
 
+def test_convert(folder, shared):
+    golden = shared / "golden/network_ddpmpp_edm.safetensors"
+    lines = run("convert", golden, "converted", cwd=folder).stdout.splitlines()
+    assert lines[0] == "converted" and lines[1].startswith("EDM, 3 x 16 x 16, 4 classes")
+    run("sample", "converted", "-n", 2, "--steps", 2, cwd=folder)
+    assert (folder / "converted/samples/samples.png").is_file()
+    assert "not empty" in error_line("convert", golden, "converted", cwd=folder)
+    assert "tiny.yaml" in error_line("convert", "tiny.yaml", "other", cwd=folder)
+
+
 def test_bad_input_is_one_line(folder):
     assert "--sampler" in error_line("sample", "tiny", "--sampler", "huen", cwd=folder)
     assert "labels holds 12" in error_line("sample", "tiny", "--labels", "12", cwd=folder)

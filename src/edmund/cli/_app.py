@@ -205,3 +205,19 @@ def samplers() -> None:
     from edmund.cli import samplers as command
 
     command.run()
+
+
+@app.command()
+def convert(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A snapshot (.pkl) of EDM or EDM2, or a .safetensors of the same with its config.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to write the model to.", show_default=False)],
+) -> None:
+    """Turn a published snapshot into a model, without running anything that is in the file."""
+    from edmund.cli import convert as command
+
+    command.run(file, out)
