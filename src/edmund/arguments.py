@@ -82,6 +82,22 @@ def check_condition(condition: Mapping[str, Tensor] | None, n: int, denoiser: ob
     return checked
 
 
+def rows_of(conditions: Mapping[str, Tensor], start: int, stop: int, device: torch.device) -> dict[str, Tensor]:
+    """The conditions of samples start .. stop - 1 on the device, each with a batch axis of their number."""
+    rows = {key: (value if len(value) == 1 else value[start:stop]).to(device) for key, value in conditions.items()}
+    return {key: value.expand(stop - start, *value.shape[1:]) for key, value in rows.items()}
+
+
+def check_denoised(denoised: object, x: Tensor) -> Tensor:
+    """What a denoiser returned for x, if it is like x; else an InputError."""
+    if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+        found = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+        raise InputError(
+            f"the denoiser returned {found} for x of shape {tuple(x.shape)}; it must return E[y | x], like x"
+        )
+    return denoised
+
+
 def check_batch_size(batch_size: int | None, n: int, item: tuple[int, ...]) -> int:
     """The samples at a time: as asked, or about _DEFAULT_BATCH_ELEMENTS numbers."""
     if batch_size is None:

@@ -30,7 +30,7 @@ from edmund import grid as grids
 from edmund import process as processes
 from edmund import progress as progress_bars
 from edmund import samplers
-from edmund.arguments import check_batch_size, check_condition, device_of, evaluation_mode
+from edmund.arguments import check_batch_size, check_condition, device_of, evaluation_mode, rows_of
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError
 from edmund.model import Model
@@ -102,10 +102,7 @@ def encode(
         for start in range(0, n, size):
             stop = min(start + size, n)
             z = inner[start:stop].to(where, real)
-            given = {
-                key: (each if len(each) == 1 else each[start:stop]).to(where).expand(len(z), *each.shape[1:])
-                for key, each in conditions.items()
-            }
+            given = rows_of(conditions, start, stop, where)
             if start == 0:
                 check_answers(oracle, z, path, given)
             level = torch.full((), path.sigma_min, dtype=real, device=where)

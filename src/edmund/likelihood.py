@@ -41,7 +41,7 @@ from edmund import grid as grids
 from edmund import noise, samplers
 from edmund import process as processes
 from edmund import progress as progress_bars
-from edmund.arguments import check_condition, device_of, evaluation_mode
+from edmund.arguments import check_condition, device_of, evaluation_mode, rows_of
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_count, unknown
 from edmund.integrate import rms
@@ -161,10 +161,7 @@ def log_prob(
         for start in range(0, n, size):
             stop = min(start + size, n)
             z = z_all[start:stop].to(where, real)
-            given = {
-                key: (each if len(each) == 1 else each[start:stop]).to(where).expand(len(z), *each.shape[1:])
-                for key, each in conditions.items()
-            }
+            given = rows_of(conditions, start, stop, where)
             if start == 0:
                 check_answers(oracle, z, path, given)
             probes = None if keys is None else _probes(keys[start:stop], directions, item).to(where, real)

@@ -22,6 +22,7 @@ from edmund import formulation as formulations
 from edmund import grid as grids
 from edmund import process as processes
 from edmund import registry, samplers
+from edmund.arguments import check_denoised
 from edmund.choices import levels_of, resolve_grid, resolve_sampler
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_positive
@@ -101,13 +102,7 @@ class Path:
 
 def checked_call(denoiser: Denoiser, z: Tensor, sigma: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
     """D(z; sigma), like z [B, *]; InputError where the denoiser returns anything else."""
-    denoised = denoiser(z, sigma, **condition)
-    if not isinstance(denoised, Tensor) or denoised.shape != z.shape:
-        found = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
-        raise InputError(
-            f"the denoiser returned {found} for x of shape {tuple(z.shape)}; it must return E[y | x], like x"
-        )
-    return denoised
+    return check_denoised(denoiser(z, sigma, **condition), z)
 
 
 def opened(model: Denoiser | Model, denoiser: Denoiser | None = None) -> tuple[Denoiser, Transform]:

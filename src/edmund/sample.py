@@ -18,7 +18,7 @@ from edmund import grid as grids
 from edmund import process as processes
 from edmund import progress as progress_bars
 from edmund import registry, samplers
-from edmund.arguments import check_batch_size, check_condition, check_shape, device_of, evaluation_mode
+from edmund.arguments import check_batch_size, check_condition, check_shape, device_of, evaluation_mode, rows_of
 from edmund.choices import levels_of, resolve_grid, resolve_sampler, sources
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError
@@ -130,17 +130,13 @@ def sample(
 
             begin = _start(starts, start, stop, item, dtype, where)
             batch_source = source.rows(start, stop) if hasattr(source, "rows") else source
-            given = {
-                key: (value if len(value) == 1 else value[start:stop]).to(where) for key, value in conditions.items()
-            }
-            given = {key: value.expand(stop - start, *value.shape[1:]) for key, value in given.items()}
             x = solver(
                 denoiser,
                 begin.mul_(scale),
                 sigmas,
                 process=path,
                 noise=batch_source,
-                condition=given,
+                condition=rows_of(conditions, start, stop, where),
                 callback=report,
             )
             out[start:stop] = x if s_end == 1.0 else x / s_end

@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from edmund.arguments import check_denoised
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_not_negative
 from edmund.noise import NoiseSource
@@ -179,9 +180,4 @@ class Evaluator:
                 f"the denoiser cannot take a state of {x.dtype}: {error}; give dtype=torch.float32, or make it a "
                 f"denoiser of its own, which converts: denoiser.Preconditioned"
             ) from error
-        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
-            found = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
-            raise InputError(
-                f"the denoiser returned {found} for x of shape {tuple(x.shape)}; it must return E[y | x], like x"
-            )
-        return denoised
+        return check_denoised(denoised, x)

@@ -123,11 +123,6 @@ def noise_weight(sigma_to: float, excess: float, h: float) -> float:
     return sigma_to * math.sqrt(-math.expm1(-2 * excess * abs(h)))
 
 
-def denoise(sigma: float) -> LinearStep:
-    """The step to sigma = 0: h is infinite, and of the solution only the image at the step's start remains."""
-    return LinearStep((Stage(sigma, 0.0, (1.0,)),))
-
-
 def adams_step(sigma: float, sigma_to: float, eta: float, images: Sequence[float], S_noise: float) -> LinearStep:
     """The step of the module's solution with c = 1 + eta that calls the denoiser at its start, with the weights of the
     images; one draw where eta > 0.

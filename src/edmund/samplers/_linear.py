@@ -57,6 +57,11 @@ class LinearStep(NamedTuple):
     draws: tuple[tuple[float, float], ...] = ()
 
 
+def denoise(sigma: float) -> LinearStep:
+    """The step to sigma = 0 of methods in ln sigma: it is infinitely long, and only the image at its start remains."""
+    return LinearStep((Stage(sigma, 0.0, (1.0,)),))
+
+
 class LinearSampler(Sampler):
     """The loop of all fixed-step samplers. One defines `plan`, the coefficients of all its steps."""
 

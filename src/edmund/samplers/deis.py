@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from edmund.process import Process
-from edmund.samplers._exponential import check_order, denoise, exponential_weights, log_nodes, log_step, nodes_of
-from edmund.samplers._linear import LinearSampler, LinearStep, Stage
+from edmund.samplers._exponential import check_order, exponential_weights, log_nodes, log_step, nodes_of
+from edmund.samplers._linear import LinearSampler, LinearStep, Stage, denoise
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edmund.samplers._ancestral import AncestralSampler
-from edmund.samplers._linear import Stage
+from edmund.samplers._linear import Stage, denoise
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DPM2(AncestralSampler):
         steps: list[tuple[Stage, ...]] = []
         for start, mid, end in zip(sigma_from.tolist(), middle.tolist(), sigma_to.tolist(), strict=True):
             if end == 0:
-                steps.append((Stage(start, 0.0, (1.0,)),))
+                steps.append(denoise(start).stages)
                 continue
             r, c = mid / start, (end - start) / mid
             # 1 + c r is sigma' / sigma, here without cancellation.

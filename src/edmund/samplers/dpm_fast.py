@@ -13,7 +13,7 @@ from torch import Tensor
 from edmund.errors import InputError
 from edmund.process import Process
 from edmund.samplers._base import Churn
-from edmund.samplers._linear import LinearStep, OneStepSampler, Stage
+from edmund.samplers._linear import LinearStep, OneStepSampler, Stage, denoise
 
 _TAILS = {0: (2, 1), 1: (1,), 2: (2,)}
 
@@ -62,7 +62,7 @@ class DPMFast(OneStepSampler):
         orders = ((3,) * (inner - len(tail)) + tail)[-inner:] if inner else ()
         pairs = list(zip(sigma_from.tolist(), sigma_to.tolist(), strict=True))
         steps = [LinearStep(_step(order, *pair)) for order, pair in zip(orders, pairs[:inner], strict=True)]
-        return steps + [LinearStep((Stage(start, 0.0, (1.0,)),)) for start, _ in pairs[inner:]]
+        return steps + [denoise(start) for start, _ in pairs[inner:]]
 
 
 def _step(order: int, sigma: float, end: float) -> tuple[Stage, ...]:

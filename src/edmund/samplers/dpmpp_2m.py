@@ -11,16 +11,8 @@ from torch import Tensor
 
 from edmund.errors import check_not_negative, unknown
 from edmund.process import Process
-from edmund.samplers._exponential import (
-    adams_step,
-    denoise,
-    log_nodes,
-    log_step,
-    nodes_of,
-    phi,
-    two_point_weights,
-)
-from edmund.samplers._linear import LinearSampler, LinearStep
+from edmund.samplers._exponential import adams_step, log_nodes, log_step, nodes_of, phi, two_point_weights
+from edmund.samplers._linear import LinearSampler, LinearStep, denoise
 
 
 @dataclass(frozen=True)

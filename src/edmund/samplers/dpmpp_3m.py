@@ -12,14 +12,13 @@ from edmund.errors import check_not_negative, unknown
 from edmund.process import Process
 from edmund.samplers._exponential import (
     adams_step,
-    denoise,
     exponential_moments,
     interpolation_weights,
     log_nodes,
     log_step,
     nodes_of,
 )
-from edmund.samplers._linear import LinearSampler, LinearStep
+from edmund.samplers._linear import LinearSampler, LinearStep, denoise
 
 
 @dataclass(frozen=True)

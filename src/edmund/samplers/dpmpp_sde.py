@@ -12,7 +12,7 @@ from torch import Tensor
 from edmund.errors import InputError, check_not_negative, check_number
 from edmund.process import Process
 from edmund.samplers._ancestral import ancestral, check_eta
-from edmund.samplers._linear import LinearSampler, LinearStep, Stage
+from edmund.samplers._linear import LinearSampler, LinearStep, Stage, denoise
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DPMppSDE(LinearSampler):
         steps: list[LinearStep] = []
         for start, mid, end, q_m, up_m, q, up in zip(*(column.tolist() for column in columns), strict=True):
             if end == 0:
-                steps.append(LinearStep((Stage(start, 0.0, (1.0,)),)))
+                steps.append(denoise(start))
                 continue
             images = ((1 - q) * w, (1 - q) * (1 - w))
             if self.eta == 0:

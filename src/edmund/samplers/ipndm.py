@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from edmund.process import Process
-from edmund.samplers._exponential import adams_weights, check_order, denoise, nodes_of
-from edmund.samplers._linear import LinearSampler, LinearStep, Stage
+from edmund.samplers._exponential import adams_weights, check_order, nodes_of
+from edmund.samplers._linear import LinearSampler, LinearStep, Stage, denoise
 
 # Weights of the last k noise predictions, newest first: (1), (3, -1) / 2, (23, -16, 5) / 12, (55, -59, 37, -9) / 24.
 _EQUAL = [adams_weights([-float(back) for back in range(count)]) for count in (1, 2, 3, 4)]

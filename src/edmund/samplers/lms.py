@@ -11,8 +11,8 @@ from torch import Tensor
 
 from edmund.errors import unknown
 from edmund.process import Process
-from edmund.samplers._exponential import adams_weights, check_order, denoise, log_nodes, log_step, nodes_of
-from edmund.samplers._linear import LinearSampler, LinearStep, Stage, slopes
+from edmund.samplers._exponential import adams_weights, check_order, log_nodes, log_step, nodes_of
+from edmund.samplers._linear import LinearSampler, LinearStep, Stage, denoise, slopes
 
 
 @dataclass(frozen=True)

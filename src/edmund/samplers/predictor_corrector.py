@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edmund.errors import InputError, check_count, check_number
 from edmund.process import Process
-from edmund.samplers._linear import LinearSampler, LinearStep, Stage
+from edmund.samplers._linear import LinearSampler, LinearStep, Stage, denoise
 from edmund.samplers.euler_maruyama import EulerMaruyama
 
 
@@ -61,7 +61,7 @@ class PredictorCorrector(LinearSampler):
             EulerMaruyama().plan(process, sigma_from, sigma_to), sigma_from.tolist(), sigma_to.tolist(), strict=True
         ):
             if end == 0:
-                steps.append(LinearStep((Stage(start, 0.0, (1.0,)),)))
+                steps.append(denoise(start))
                 continue
             stages, draws = list(predicted.stages), list(predicted.draws)
             for _ in range(self.corrector_steps):
