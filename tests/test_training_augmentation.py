@@ -389,8 +389,19 @@ def train(directory: Path, **changes: Any) -> tuple[Model, TrainingResult]:
     return made, Trainer(made, Pictures(), directory, validation=validation, options=chosen, progress=False).run()
 
 
-def test_the_trainer_moves_the_training_images_and_says_how(tmp_path: Path) -> None:
-    made, _ = train(tmp_path, ema_halflife=1)  # the average is the last weights, nearly
+FLIPS = {"augment_scale": 0.0, "augment_rotation": 0.0, "augment_anisotropy": 0.0, "augment_translation": 0.0}
+SWITCHES: list[tuple[dict[str, Any], Augmentation]] = [
+    ({}, Augmentation(0.5)),
+    (FLIPS | {"augment_y_flip": False}, Augmentation(0.5, True, False, 0.0, 0.0, 0.0, 0.0)),
+    ({"augment_x_flip": False, "augment_rotation": 0.25}, Augmentation(0.5, x_flip=False, rotation=0.25)),
+]
+
+
+@pytest.mark.parametrize(("switches", "augmentation"), SWITCHES, ids=["all", "x flip alone", "quarter turns"])
+def test_the_trainer_moves_the_training_images_and_says_how(
+    tmp_path: Path, switches: dict[str, Any], augmentation: Augmentation
+) -> None:
+    made, _ = train(tmp_path, ema_halflife=1, **switches)  # the average is the last weights, nearly
     other, pictures, order = painter(), Pictures(), DataOrder(60, 0)
     parameters = list(other.denoiser.parameters())
     adam = torch.optim.Adam(parameters, lr=1e-3)
@@ -398,7 +409,7 @@ def test_the_trainer_moves_the_training_images_and_says_how(tmp_path: Path) -> N
         y, condition = pictures.__getitems__(order.indices(Part(seen, seen + 32)))
         sample_keys = noise.keys(0, torch.arange(seen, seen + 32))
         sigma = levels(other.formulation.noise_density, sample_keys, torch.arange(32), 32).float()
-        y, told = Augmentation(0.5)(y, sample_keys)
+        y, told = augmentation(y, sample_keys)
         x = y + sigma[:, None, None, None] * normals(sample_keys, y)
         error = (other.denoiser(x, sigma, augment_labels=told, **condition) - y) ** 2
         weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
@@ -442,6 +453,8 @@ def test_another_probability_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training.augment is 0\.5 there and 0\.25 here"):
         train(tmp_path, samples=64, augment=0.25)
     assert "augment" not in TrainingOptions().identity()
+    with pytest.raises(InputError, match=r"training.augment_x_flip is .* there and False here"):
+        train(tmp_path, samples=64, augment_x_flip=False)
 
 
 class Deaf(nn.Module):
@@ -479,10 +492,10 @@ def test_what_cannot_be_augmented_is_refused_at_the_door(tmp_path: Path) -> None
 
 
 def test_a_config_builds_the_network_for_it(tmp_path: Path) -> None:
-    config = Config.of({"training": {"augment": 0.12}})
+    config = Config.of({"training": {"augment": 0.12, "augment_y_flip": False, "augment_rotation": 0.1}})
     train_set, _ = config.datasets()
     model = config.model(train_set)
-    assert config.options().augment == 0.12
+    assert config.options().augmentation == Augmentation(0.12, y_flip=False, rotation=0.1)
     assert model.network.config["augment_dim"] == 9
     assert Config.of(config.document()).options() == config.options()
     assert model.sample(2, num_steps=3, labels=0, progress=False).isfinite().all()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from edmund.errors import InputError
 from edmund.training import TrainingOptions
+from edmund.training.augmentation import Augmentation
 from edmund.training.ema import HalfLife, PowerFunction
 
 WRONG: list[tuple[str, Any]] = [
@@ -28,6 +30,11 @@ WRONG: list[tuple[str, Any]] = [
     ("label_dropout", -0.1),
     ("augment", 1.1),
     ("augment", "0.1"),
+    ("augment_x_flip", 1),
+    ("augment_y_flip", "no"),
+    *((f"augment_{name}", -0.1) for name in ("scale", "rotation", "anisotropy", "translation")),
+    ("augment_rotation", 1.5),
+    ("augment_scale", "0.1"),
     ("betas", (0.9,)),
     ("betas", (0.9, 1.0)),
     ("betas", 0.9),
@@ -75,3 +82,20 @@ def test_the_length_of_a_run_decides_its_weights_under_a_cosine_alone() -> None:
     assert "samples" not in TrainingOptions().identity()
     assert "samples" not in TrainingOptions(lr_schedule="inverse_sqrt", lr_ref=1000).identity()
     assert TrainingOptions(lr_schedule="cosine").identity()["samples"] == 256_000
+
+
+def test_each_transform_has_a_switch() -> None:
+    assert TrainingOptions().augmentation is None
+    assert TrainingOptions(augment=0.12).augmentation == Augmentation(0.12)
+    for field in dataclasses.fields(Augmentation):
+        if field.name != "probability":
+            off = False if isinstance(field.default, bool) else 0.0
+            made = TrainingOptions(augment=0.3, **{f"augment_{field.name}": off}).augmentation
+            assert made == Augmentation(0.3, **{field.name: off})
+
+
+def test_switches_without_augmentation_decide_nothing() -> None:
+    before = TrainingOptions(augment=0.12).identity()
+    assert [name for name in before if name.startswith("augment")] == ["augment"]
+    assert TrainingOptions(augment_scale=0.5).identity() == TrainingOptions().identity()
+    assert TrainingOptions(augment=0.12, augment_scale=0.5).identity() == before | {"augment_scale": 0.5}

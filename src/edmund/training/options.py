@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from edmund.errors import InputError, check_count, check_positive, unknown
+from edmund.training.augmentation import Augmentation
 from edmund.training.ema import HalfLife, PowerFunction, Profile
 from edmund.training.learning_rate import SCHEDULES, learning_rate
 
 OPTIMIZERS = ("adam", "adamw")
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+_TRANSFORMS = tuple(field.name for field in dataclasses.fields(Augmentation) if field.name != "probability")
 
 _CHANGEABLE = frozenset(
     (
@@ -44,7 +47,8 @@ class TrainingOptions:
       used in place of the half-life. See `ema`.
     - label_dropout: share of the samples that are trained without their labels, context and image.
     - augment: probability of each geometric transform of the training images, of which the network is told in 9 augment
-      labels; 0: none. See `augmentation`.
+      labels; 0: none. See `augmentation`. augment_x_flip, augment_y_flip: whether there are such flips. augment_scale,
+      augment_rotation, augment_anisotropy, augment_translation: strengths of the other transforms; 0: no such one.
     - seed: of data order, noise levels, noise, dropout and augmentation.
     - validation_interval. patience: stop when the validation loss has not improved for so long, and deliver the best
       average; None: never stop, and deliver the last one.
@@ -70,6 +74,12 @@ class TrainingOptions:
     ema_power: float | None = None
     label_dropout: float = 0.0
     augment: float = 0.0
+    augment_x_flip: bool = True
+    augment_y_flip: bool = True
+    augment_scale: float = 0.2
+    augment_rotation: float = 1.0
+    augment_anisotropy: float = 0.2
+    augment_translation: float = 0.125
     seed: int = 0
     validation_interval: int = 25_600
     patience: int | None = None
@@ -104,7 +114,14 @@ class TrainingOptions:
         for name, known in (("optimizer", OPTIMIZERS), ("lr_schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
+        try:
+            self._augmentation()
+        except InputError as error:
+            raise InputError(f"augment_{error}") from None
         self._check_together()
+
+    def _augmentation(self) -> Augmentation:
+        return Augmentation(self.augment, **{name: getattr(self, f"augment_{name}") for name in _TRANSFORMS})
 
     def _check_betas(self) -> None:
         if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
@@ -145,6 +162,11 @@ class TrainingOptions:
             return PowerFunction(self.ema_power)
         return HalfLife(self.ema_halflife, self.ema_ramp)
 
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """The augmentation of the training images; None: there is none."""
+        return self._augmentation() if self.augment > 0 else None
+
     def learning_rate(self, samples_seen: int) -> float:
         """The learning rate of the step that starts at `samples_seen`."""
         return learning_rate(
@@ -165,8 +187,13 @@ class TrainingOptions:
         kept = {name: value for name, value in fields.items() if name not in _CHANGEABLE}
         if self.lr_schedule == "cosine":
             kept["samples"] = self.samples
+        # A run from before there was such an option goes on.
         if self.augment == 0:
-            del kept["augment"]  # a run from before there was such an option goes on
+            del kept["augment"]
+        for field in dataclasses.fields(self):
+            of_transform = field.name.removeprefix("augment_") in _TRANSFORMS
+            if of_transform and (self.augment == 0 or fields[field.name] == field.default):
+                del kept[field.name]
         return kept | {"betas": list(self.betas)}
 
 

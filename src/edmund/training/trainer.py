@@ -29,7 +29,7 @@ from edmund.denoiser import condition_names
 from edmund.errors import InputError
 from edmund.model import Model
 from edmund.training import fingerprint
-from edmund.training.augmentation import LABELS, Augmentation
+from edmund.training.augmentation import LABELS
 from edmund.training.batches import Batch, TrainingData, batches, read
 from edmund.training.checkpoint import CheckpointStore
 from edmund.training.gradients import clip, guard
@@ -184,7 +184,7 @@ class _Run:
         self.model = trainer.model
         self.directory = trainer.directory
         self.density = self.model.formulation.noise_density
-        self.augmentation = Augmentation(self.options.augment) if self.options.augment > 0 else None
+        self.augmentation = self.options.augmentation
         self.identity = fingerprint.of_run(self.model, trainer.dataset, self.options)
         self.state = State(self.model, self.options, processes.device, processes.mean)
         self.store = CheckpointStore(self.directory, self.options.keep_checkpoints)
