@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import edmund
-from edmund import grid, noise, preconditioning, process, samplers
+from edmund import grid, noise, noise_density, preconditioning, process, samplers
 from edmund.denoiser import Discrete, GaussianMixture
 from edmund.errors import InputError
 from edmund.guidance import ClassifierFree, StaticThresholding
@@ -297,6 +297,32 @@ def test_schedules_are_those_of_diffusers(name, steps):
         assert (ours.alphas_cumprod - other.alphas_cumprod).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_zero_snr_is_that_of_diffusers_without_its_infinite_level(name):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=True).alphas_cumprod
+    ours = process.DiscreteSteps(name, zero_snr=True)
+    assert theirs[-1] == 0 and len(ours.levels) == 999
+    assert (ours.alphas_cumprod - theirs[:-1]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("steps", [50, 40, 1000])
+def test_the_grid_is_diffusers_linspace(steps):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="linspace")
+    scheduler.set_timesteps(steps)
+    levels = process.DiscreteSteps().levels
+    ours = grid.Discrete(process.DiscreteSteps())(steps, levels[0].item(), levels[-1].item())
+    assert torch.equal(ours[:-1], levels[scheduler.timesteps])
+
+
+def test_training_draws_each_level_as_often():
+    steps = process.DiscreteSteps(num_steps=25)
+    drawn = noise_density.Discrete(steps).sample(100)
+    assert torch.equal(drawn, steps.levels.repeat_interleave(4))
+    assert noise_density.Discrete(steps).support == tuple(steps.levels[[0, -1]].tolist())
+
+
 @pytest.mark.parametrize(("prediction", "theirs"), [("noise", "epsilon"), ("v", "v_prediction"), ("data", "sample")])
 def test_euler_is_the_ddim_of_diffusers(prediction, theirs):
     diffusers = pytest.importorskip("diffusers")
@@ -339,6 +365,9 @@ def test_a_unet_of_diffusers():
         (lambda: Discrete(Silent(), beta_end=math.nan), ["beta_end is nan"]),
         (lambda: Discrete(Silent(), num_steps=1), ["num_steps is 1"]),
         (lambda: Discrete(Silent(), num_steps=1000.0), ["num_steps is 1000.0"]),
+        (lambda: Discrete(Silent(), num_steps=10**12), ["num_steps is 1000000000000"]),
+        (lambda: process.DiscreteSteps([0.9, 0.5], zero_snr=True), ["zero_snr is True", "leave it out"]),
+        (lambda: preconditioning.Discrete("linear"), ["steps is 'linear'", "DiscreteSteps"]),
         (
             lambda: Discrete(Silent(), schedule="cosine", beta_end=0.02),
             ["beta_end is 0.02", "'cosine'", "leave it out"],

@@ -107,6 +107,10 @@ def cells():
         formulation.IDDPM(M=200),
         formulation.Flow(t_std=2.0),
     ]
+    steps = [process.DiscreteSteps("cosine", num_steps=50), process.DiscreteSteps(beta_end=0.05, zero_snr=True)]
+    steps += [process.DiscreteSteps([0.9, 0.3, 0.1])]
+    changed += [formulation.discrete(own, prediction) for own in steps for prediction in ("noise", "v", "data")]
+    changed += [formulation.discrete(steps[0], sampler=samplers.DDIM(eta=1.0), num_steps=50)]
     base = formulation.EDM(0.5)
     for field, parts in (
         ("process", [process.SubVP(), process.VP(scaling="none"), process.Cosine("flow")]),
@@ -219,6 +223,28 @@ def test_errors(build, words):
         build()
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "weight"), [("noise", loss.Noise()), ("v", loss.Velocity()), ("data", loss.Data())]
+)
+def test_discrete(prediction, weight):
+    steps = process.DiscreteSteps(num_steps=50)
+    parts = formulation.discrete(steps, {"noise": "epsilon", "v": "v_prediction", "data": "sample"}[prediction])
+    assert parts.preconditioning == preconditioning.Discrete(steps, prediction) and parts.loss_weight == weight
+    assert parts.trained_range == (parts.sigma_min, parts.sigma_max) == tuple(steps.levels[[0, -1]].tolist())
+    assert torch.equal(parts.grid(50, parts.sigma_min, parts.sigma_max)[:-1], steps.levels.flip(0))
+    assert parts.num_steps == 36 and formulation.discrete(process.DiscreteSteps([0.9, 0.5])).num_steps == 2
+    sigma = steps.levels
+    effective = parts.loss_weight(sigma) * parts.preconditioning.c_out(sigma) ** 2
+    torch.testing.assert_close(effective, torch.ones_like(sigma), rtol=1e-12, atol=0)
+    with pytest.raises(InputError, match=r"num_steps is 51, but .* only 50 levels"):
+        parts.grid(51, parts.sigma_min, parts.sigma_max)
+    for part in ("grid", "noise_density", "preconditioning"):
+        config = parts.config()
+        config[part]["steps"] = 3
+        with pytest.raises(InputError, match="steps is 3"):
+            formulation.from_config(config)
 
 
 def test_configs_that_cannot_be():

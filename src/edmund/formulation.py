@@ -98,6 +98,7 @@ _PART_MODULES: dict[str, ModuleType] = {
     "loss_weight": loss,
     "sampler": samplers,
     "churn": samplers,
+    "steps": process,
 }
 
 
@@ -313,6 +314,36 @@ def Cosine(sigma_min: float = 0.002, sigma_max: float = 200.0) -> Formulation:
         num_steps=36,
         sigma_min=sigma_min,
         sigma_max=sigma_max,
+    )
+
+
+_OF_PREDICTION: dict[str, loss.Weight] = {"noise": loss.Noise(), "v": loss.Velocity(), "data": loss.Data()}
+
+
+def discrete(
+    steps: process.DiscreteSteps,
+    prediction: str = "noise",
+    sampler: samplers.Sampler | None = None,
+    num_steps: int | None = None,
+) -> Formulation:
+    """A network of discrete time steps (DDPM and its descendants), such as one trained elsewhere; no column of Table 1.
+
+    steps: its levels, all of which are sampled by default, evenly by their index. prediction: "noise", "v" or "data"
+    (or diffusers' names for them). sampler: iPNDM when None. num_steps: 36 when None, or as many as there are levels.
+    """
+    own = preconditioning.Discrete(steps, prediction)
+    levels = steps.levels
+    return Formulation(
+        name="Discrete",
+        process=process.EDM(),
+        grid=grid.Discrete(steps),
+        preconditioning=own,
+        noise_density=noise_density.Discrete(steps),
+        loss_weight=_OF_PREDICTION[own.prediction],
+        sampler=samplers.IPNDM() if sampler is None else sampler,
+        num_steps=min(36, len(levels)) if num_steps is None else num_steps,
+        sigma_min=levels[0].item(),
+        sigma_max=levels[-1].item(),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from edmund import registry
 from edmund.errors import InputError, check_count, check_number, check_positive
 from edmund.process import VP as VPProcess
-from edmund.process import check_range, iddpm_levels
+from edmund.process import DiscreteSteps, check_range, check_steps, iddpm_levels
 
 
 class NoiseDensity(ABC):
@@ -125,8 +125,7 @@ class IDDPM(NoiseDensity):
     C_2: float = 0.008
 
     def quantile(self, u: Tensor) -> Tensor:
-        rising = self._rising().to(u.device)
-        return rising[(u.to(torch.float64) * self.M).long().clamp(0, self.M - 1)]
+        return _each_as_often(u, self._rising())
 
     @property
     def support(self) -> tuple[float, float]:
@@ -135,6 +134,30 @@ class IDDPM(NoiseDensity):
 
     def _rising(self) -> Tensor:
         return iddpm_levels(self.M, self.C_1, self.C_2)[:-1].flip(0)
+
+
+@dataclass(frozen=True)
+class Discrete(NoiseDensity):
+    """One of the levels of discrete time steps, each as often (Ho et al. 2020)."""
+
+    steps: DiscreteSteps
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        return _each_as_often(u, self.steps.levels)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        levels = self.steps.levels
+        return levels[0].item(), levels[-1].item()
+
+
+def _each_as_often(u: Tensor, rising: Tensor) -> Tensor:
+    """The quantiles u of levels [M] of which each has the same share."""
+    count = len(rising)
+    return rising.to(u.device)[(u.to(torch.float64) * count).long().clamp(0, count - 1)]
 
 
 @dataclass(frozen=True)

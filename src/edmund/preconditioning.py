@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from edmund import registry
-from edmund.errors import InputError, check_positive
+from edmund.errors import InputError, check_positive, unknown
 from edmund.process import VP as VPProcess
-from edmund.process import iddpm_levels, nearest_level
+from edmund.process import DiscreteSteps, check_steps, iddpm_levels, nearest_level
 
 SigmaData = float | tuple[float, ...]
 
@@ -237,6 +237,63 @@ class Flow(Preconditioning):
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return sigma / (1 + sigma)
+
+
+_PREDICTIONS: dict[str, Preconditioning] = {"noise": Epsilon(), "v": Velocity(), "data": Data(1.0)}
+_DIFFUSERS = {"epsilon": "noise", "v_prediction": "v", "sample": "data"}
+
+
+@dataclass(frozen=True)
+class Discrete(Preconditioning):
+    """A prediction of noise, v or data from discrete time steps: c_noise is the index of the nearest of their levels
+    (0: the least noisy), and the true sigma enters everywhere else.
+
+    steps: the levels. prediction: "noise", "v" (Salimans & Ho 2022) or "data" (x0); diffusers' names "epsilon",
+    "v_prediction" and "sample" say the same.
+    """
+
+    steps: DiscreteSteps
+    prediction: str = "noise"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prediction, str):
+            raise InputError(
+                f"prediction is a {type(self.prediction).__name__}; it must be one of {', '.join(_PREDICTIONS)}"
+            )
+        prediction = _DIFFUSERS.get(self.prediction, self.prediction)
+        if prediction not in _PREDICTIONS:
+            raise unknown("prediction", prediction, _PREDICTIONS)
+        object.__setattr__(self, "prediction", prediction)
+        levels = check_steps(self.steps).levels
+        object.__setattr__(self, "_falling", torch.cat([levels.flip(0), levels.new_zeros(1)]))
+        object.__setattr__(self, "_placed", {})
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return _PREDICTIONS[self.prediction].c_skip(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return _PREDICTIONS[self.prediction].c_out(sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return _PREDICTIONS[self.prediction].c_in(sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        falling = self._like(sigma)[:-1]  # 0 is a level to end at, none that the network was trained at
+        return (len(falling) - 1 - nearest_level(sigma, falling)).to(torch.float32)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest level that the network knows, or 0."""
+        falling = self._like(sigma)
+        return falling[nearest_level(sigma, falling)]
+
+    def _like(self, sigma: Tensor) -> Tensor:
+        """The levels and 0 beside sigma; sent to a device once, not at every call."""
+        own = vars(self)
+        placed: dict[tuple[torch.device, torch.dtype], Tensor] = own["_placed"]
+        place = (sigma.device, sigma.dtype)
+        if place not in placed:
+            placed[place] = own["_falling"].to(sigma)
+        return placed[place]
 
 
 def named() -> dict[str, type[Preconditioning]]:

@@ -11,10 +11,11 @@ The scalings that people use are functions of sigma (none, vp, flow, subvp), and
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -371,6 +372,159 @@ def iddpm_levels(M: int = 1000, C_1: float = 0.001, C_2: float = 0.008) -> Tenso
     if check_number("C_2", C_2) < 0:
         raise InputError(f"C_2 is {C_2!r}; it must not be negative")
     return _iddpm_levels(M, C_1, C_2).clone()
+
+
+def _linear(start: float, end: float, count: int) -> Tensor:
+    """Ho et al. 2020."""
+    return torch.linspace(start, end, count, dtype=torch.float64)
+
+
+def _scaled_linear(start: float, end: float, count: int) -> Tensor:
+    """sqrt(beta) is linear (Rombach et al. 2022, latent diffusion)."""
+    return torch.linspace(math.sqrt(start), math.sqrt(end), count, dtype=torch.float64) ** 2
+
+
+def _sigmoid(start: float, end: float, count: int) -> Tensor:
+    """A logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff)."""
+    return start + (end - start) * torch.sigmoid(torch.linspace(-6, 6, count, dtype=torch.float64))
+
+
+def _squared_cosine(count: int) -> Tensor:
+    """abar(t) = cos^2(pi/2 (t + 0.008) / 1.008), beta at most 0.999 (Nichol & Dhariwal 2021, Eq. 17)."""
+    times = torch.arange(count + 1, dtype=torch.float64) / count
+    curve = torch.cos(math.pi / 2 * (times + 0.008) / 1.008) ** 2
+    return (1 - curve[1:] / curve[:-1]).clamp_max(0.999)
+
+
+_BETWEEN_BETAS: dict[str, Callable[[float, float, int], Tensor]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "sigmoid": _sigmoid,
+}
+_SQUARED_COSINE = ("cosine", "squared_cosine", "squaredcos_cap_v2")  # one schedule under three usual names
+
+_MOST_STEPS = 2**24
+"""Networks are told their step in float32, which has no more integers than these."""
+
+
+@dataclass(frozen=True)
+class DiscreteSteps:
+    """The noise levels of discrete time steps: sigma_i = sqrt((1 - abar_i) / abar_i) with abar_i = prod_{j <= i} (1 -
+    beta_j), rising with i = 0 .. M - 1 (Ho et al. 2020).
+
+    schedule: "linear", "scaled_linear" or "sigmoid", betas between beta_start (None: 1e-4) and beta_end (None: 0.02),
+    or "squared_cosine" (also "cosine", "squaredcos_cap_v2"), of num_steps steps (None: 1000); the names and values are
+    those of diffusers' schedulers. Or abar_0 > abar_1 > ... themselves. zero_snr: the named schedule's sqrt(abar)
+    shifted and scaled to end at zero (Lin et al. 2024, Algorithm 1); the last step, whose level is infinite, is left
+    out.
+    """
+
+    schedule: str | tuple[float, ...]
+    beta_start: float | None
+    beta_end: float | None
+    num_steps: int | None
+    zero_snr: bool
+
+    def __init__(
+        self,
+        schedule: str | Tensor | Sequence[float] = "linear",
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        num_steps: int | None = None,
+        zero_snr: bool = False,
+    ) -> None:
+        if not isinstance(schedule, str):
+            given = {"beta_start": beta_start, "beta_end": beta_end, "num_steps": num_steps, "zero_snr": zero_snr}
+            _refuse(given, "the schedule is given as alphas_cumprod")
+            values = _check_alphas(schedule)
+            own: str | tuple[float, ...] = tuple(values.tolist())
+        else:
+            num_steps = 1000 if num_steps is None else check_count("num_steps", num_steps, least=2)
+            if num_steps > _MOST_STEPS:
+                raise InputError(f"num_steps is {num_steps}; there can be no more than {_MOST_STEPS} steps")
+            if schedule in _SQUARED_COSINE:
+                _refuse({"beta_start": beta_start, "beta_end": beta_end}, f"the {schedule!r} schedule has none")
+                betas = _squared_cosine(num_steps)
+            elif schedule in _BETWEEN_BETAS:
+                beta_start = 1e-4 if beta_start is None else check_number("beta_start", beta_start)
+                beta_end = 0.02 if beta_end is None else check_number("beta_end", beta_end)
+                if not 0 < beta_start <= beta_end < 1:
+                    raise InputError(
+                        f"beta_start is {beta_start!r}, beta_end is {beta_end!r}; they must be 0 < beta_start <= "
+                        f"beta_end < 1"
+                    )
+                betas = _BETWEEN_BETAS[schedule](beta_start, beta_end, num_steps)
+            else:
+                raise unknown("schedule", schedule, (*_BETWEEN_BETAS, *_SQUARED_COSINE))
+            values = torch.cumprod(1 - betas, 0)
+            values = _check_alphas(_with_zero_snr(values) if zero_snr else values)
+            own = schedule
+        fields = (own, beta_start, beta_end, num_steps, zero_snr)
+        for field, value in zip(dataclasses.fields(self), fields, strict=True):
+            object.__setattr__(self, field.name, value)
+        object.__setattr__(self, "_alphas_cumprod", values)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """abar_i of each step, float64 [M], falling."""
+        values: Tensor = vars(self)["_alphas_cumprod"]
+        return values.clone()
+
+    @property
+    def levels(self) -> Tensor:
+        """sigma_i of each step, float64 [M], rising."""
+        alphas_cumprod = self.alphas_cumprod
+        return torch.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+
+    def within(self, sigma_min: float, sigma_max: float) -> Tensor:
+        """The levels from sigma_max down to sigma_min."""
+        levels = self.levels.flip(0)
+        return levels[(levels >= sigma_min) & (levels <= sigma_max)]
+
+
+def check_steps(steps: DiscreteSteps) -> DiscreteSteps:
+    """`steps`, if they are DiscreteSteps; else an InputError."""
+    if not isinstance(steps, DiscreteSteps):
+        raise InputError(f"steps is {steps!r}; it must be a process.DiscreteSteps")
+    return steps
+
+
+def _with_zero_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Lin et al. 2024, Algorithm 1, without the last step."""
+    root = torch.sqrt(alphas_cumprod)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1]))[:-1] ** 2
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    for argument, value in given.items():
+        if value is not None and value is not False:
+            raise InputError(f"{argument} is {value!r}, but {why}; leave it out")
+
+
+def _check_alphas(alphas_cumprod: Tensor | Sequence[float]) -> Tensor:
+    """alphas_cumprod as float64 [M] on the CPU; InputError unless 1 > abar_0 > abar_1 > ... > 0 and M >= 2."""
+    try:
+        values = torch.as_tensor(alphas_cumprod, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"schedule is {alphas_cumprod!r}; it must be the name of a schedule or alphas_cumprod [M]"
+        ) from None
+    if values.ndim != 1 or len(values) < 2:
+        raise InputError(f"alphas_cumprod has shape {tuple(values.shape)}; it must be [M], one a time step, M >= 2")
+    outside = values[~((values > 0) & (values < 1))]
+    if len(outside) > 0:
+        raise InputError(
+            f"alphas_cumprod holds {outside[0].item()!r}; every one must lie between 0 and 1 (at 0 the noise level is "
+            f"infinite: leave the last step of a zero-SNR schedule out)"
+        )
+    rising = torch.nonzero(values.diff() >= 0)
+    if len(rising) > 0:
+        step = int(rising[0]) + 1
+        raise InputError(
+            f"alphas_cumprod at step {step} is {values[step].item()!r}, not below {values[step - 1].item()!r} before "
+            f"it; it must fall with every time step"
+        )
+    return values
 
 
 def nearest_level(sigma: Tensor, levels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import sys
 
 from edmund import registry
 from edmund.grid._base import Grid
-from edmund.grid.closed_form import EDM, IDDPM, VE, VP, Fixed, PolyExponential, UniformTime
+from edmund.grid.closed_form import EDM, IDDPM, VE, VP, Discrete, Fixed, PolyExponential, UniformTime
 from edmund.grid.optimised import Optimised
 
 
@@ -20,4 +20,16 @@ def named() -> dict[str, type[Grid]]:
     return registry.in_package(sys.modules[__name__], Grid)
 
 
-__all__ = ["EDM", "IDDPM", "VE", "VP", "Fixed", "Grid", "Optimised", "PolyExponential", "UniformTime", "named"]
+__all__ = [
+    "EDM",
+    "IDDPM",
+    "VE",
+    "VP",
+    "Discrete",
+    "Fixed",
+    "Grid",
+    "Optimised",
+    "PolyExponential",
+    "UniformTime",
+    "named",
+]

@@ -12,7 +12,7 @@ from torch import Tensor
 from edmund.errors import InputError, check_positive
 from edmund.grid._base import Grid, check_falling, ramp
 from edmund.process import VP as VPProcess
-from edmund.process import Process, iddpm_levels
+from edmund.process import DiscreteSteps, Process, check_steps, iddpm_levels
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,30 @@ class IDDPM(Grid):
     def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
         levels = iddpm_levels(self.M, self.C_1, self.C_2)
         inside = levels[(levels >= sigma_min) & (levels <= sigma_max)]
-        if len(inside) < num_steps:
-            raise InputError(
-                f"num_steps is {num_steps}, but iDDPM has only {len(inside)} levels between sigma_min = "
-                f"{sigma_min} and sigma_max = {sigma_max}"
-            )
-        return inside[(ramp(num_steps) * (len(inside) - 1)).round().long()]
+        return _evenly(inside, num_steps, f"between sigma_min = {sigma_min} and sigma_max = {sigma_max}, iDDPM")
+
+
+@dataclass(frozen=True)
+class Discrete(Grid):
+    """Levels of discrete time steps, uniform in the step: those within the range, at indices round((len - 1)/(N - 1)
+    i) (what diffusers calls "linspace").
+    """
+
+    steps: DiscreteSteps
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+
+    def nodes(self, num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+        inside = self.steps.within(sigma_min, sigma_max)
+        return _evenly(inside, num_steps, f"between sigma_min = {sigma_min} and sigma_max = {sigma_max}, the model")
+
+
+def _evenly(levels: Tensor, num_steps: int, which: str) -> Tensor:
+    """num_steps of the levels, evenly by their index."""
+    if len(levels) < num_steps:
+        raise InputError(f"num_steps is {num_steps}, but {which} has only {len(levels)} levels")
+    return levels[(ramp(num_steps) * (len(levels) - 1)).round().long()]
 
 
 @dataclass(frozen=True)
