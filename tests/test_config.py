@@ -3,12 +3,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from edmund import formulation, grid, process, samplers
+from edmund import data, formulation, grid, process, samplers
 from edmund.config import Config, dump, override
 from edmund.errors import InputError
+from edmund.training.augmentation import LABELS
 
 TYPES = ["EDM", "VP", "VE", "iDDPM", "Flow", "Cosine"]
 TWO_LINES = """
@@ -132,6 +135,12 @@ def build(document):
         ({"diffusion": {"type": "iDDPM", "m": 0}}, ["M is 0"]),
         ({"diffusion": {"sigma_data": []}}, ["sigma_data", "one a channel"]),
         ({"data": {"path": "x.npz", "source": "digits"}}, ["data.source", "'digits'", "x.npz"]),
+        ({"data": {"source": "file"}}, ["data.path is not given", "data.path=PATH"]),
+        ({"data": {"std": 0.5}}, ["data.std is 0.5", "'auto'", "standardise"]),
+        ({"data": {"std": 0.5, "transform": "min_max"}}, ["data.std is 0.5", "'min_max'"]),
+        ({"data": {"std": 0, "transform": "standardise"}}, ["data.std is 0"]),
+        ({"data": {"max_bytes": 0}}, ["data.max_bytes is 0"]),
+        ({"network": {"type": "song_unet", "resolution": 32}}, ["network.resolution is 32", "the data decide it"]),
         ({"data": {"source": "digit"}}, ["data.source", "'digit'", "'digits'"]),
         ({"data": {"held_out": 1.0}}, ["held_out", "1.0"]),
         ({"network": {"type": "unett"}}, ["network.type", "'unett'", "'unet'"]),
@@ -172,3 +181,96 @@ def test_files(tmp_path):
     config = Config.load(tmp_path / "digits.yaml", ["sampling.steps=7"])
     assert config.formulation().num_steps == 7
     assert config.output.directory == "runs/digits"
+
+
+def random_set(*shape, n=8, **options):
+    return data.from_arrays(np.random.default_rng(0).normal(size=(n, *shape)).astype(np.float32), **options)
+
+
+def refused(config, dataset, *words):
+    with pytest.raises(InputError) as caught:
+        config.model(dataset)
+    for word in words:
+        assert word in str(caught.value)
+
+
+SMALL = {"song_unet": {"embedding": "fourier"}, "adm": {}, "edm2_unet": {}}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_data_decide_the_resolution(kind):
+    network = {"type": kind, "channels": 8, "channel_mult": [1, 2, 2], "blocks": 1, "attention_resolutions": [3]}
+    config = of(network=network | SMALL[kind], training={"augment": 0.1})
+    model = config.model(random_set(2, 12, 20, labels=np.arange(8) % 3))
+    assert model.network.config["resolution"] == 12  # the height
+    assert model.network.config["in_channels"] == 2
+    assert model.network.config["label_dim"] == 3
+    assert model.network.config["augment_dim"] == LABELS
+    assert model.sample(1, num_steps=2, labels=1, progress=False).shape == (1, 2, 12, 20)
+    for shape in ((2, 12, 18), (2, 6, 12)):
+        refused(config, random_set(*shape), repr(kind), "3 levels", "multiple of 4", str(shape))
+    refused(config, random_set(2, 16, 16), "attention_resolutions contains 3", "16, 8, 4", "(2, 16, 16)")
+
+
+class Sequences(data.DataSet):
+    def __len__(self):
+        return 16
+
+    def __getitems__(self, indices):
+        t = torch.linspace(0, 1, self.shape[1])
+        return torch.stack([torch.sin((i + 1) * t).expand(self.shape) for i in indices]), {}
+
+
+def test_the_data_decide_the_dimensions_of_a_transformer():
+    network = {"type": "dit", "patch": 4, "channels": 16, "blocks": 1, "heads": 2}
+    for dataset, dimensions in ((random_set(3, 8, 12), 2), (Sequences((2, 20)), 1)):
+        model = of(network=network).model(dataset)
+        assert model.network.config["dimensions"] == dimensions
+        assert model.sample(1, num_steps=2, progress=False).shape == (1, *dataset.shape)
+    for dataset in (random_set(3, 8, 10), Sequences((2, 18))):
+        refused(of(network=network), dataset, "network.patch is 4", "multiple of 4", str(dataset.shape))
+    assert of().model(Sequences((2, 18))).network.name == "dit"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dataset", "words"),
+    [
+        ("dit", random_set(5), ["'dit'", "sequences [C, L]", "images and fields [C, H, W]", "(5,)", "mlp"]),
+        ("edm2_unet", random_set(5), ["'edm2_unet'", "(5,)", "mlp"]),
+        ("unet", Sequences((2, 8)), ["'unet'", "(2, 8)", "dit"]),
+        ("mlp", random_set(1, 8, 8), ["'mlp'", "vectors [D]", "(1, 8, 8)", "dit", "unet"]),
+    ],
+)
+def test_data_that_a_network_cannot_take(kind, dataset, words):
+    refused(of(network={"type": kind}), dataset, *words)
+
+
+def test_the_uncertainty_is_the_published_one_beside_the_published_network():
+    small = {"channels": 8, "channel_mult": [1, 2], "blocks": 1}
+    for kind, expected in (("edm2_unet", True), ("unet", None)):
+        network = {"type": kind} | small | ({"attention_resolutions": []} if kind == "edm2_unet" else {})
+        model = of(network=network, training={"uncertainty": True}).model(random_set(1, 8, 8))
+        assert model.uncertainty.config.get("magnitude_preserving") == expected
+        assert of(network=network).model(random_set(1, 8, 8)).uncertainty is None
+
+
+def test_standardised_data_have_the_std_asked_for():
+    values = np.random.default_rng(0).normal([5.0, -1.0], [3.0, 0.1], (500, 2)).astype(np.float32)
+    dataset = data.from_arrays(values)
+    for std in (0.5, 1.0):
+        config = of(data={"transform": "standardise", "std": std}, network={"type": "mlp", "channels": 8, "blocks": 1})
+        moments = data.moments(dataset, config.transform(dataset))
+        torch.testing.assert_close(moments.std, torch.full((2,), std, dtype=torch.float64), rtol=1e-5, atol=0)
+        torch.testing.assert_close(moments.mean, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-5)
+        model = config.model(dataset)
+        assert model.formulation.preconditioning.sigma_data == pytest.approx(std, rel=1e-5)
+        back = model.transform.inverse(model.transform.forward(torch.from_numpy(values)))
+        torch.testing.assert_close(back, torch.from_numpy(values), rtol=1e-5, atol=1e-5)
+
+
+def test_the_memory_that_data_may_take(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((10, 4), np.float32))
+    section = {"path": str(tmp_path / "x.npz")}
+    assert len(of(data=section).datasets()[0]) == 8
+    with pytest.raises(InputError, match=r"160 bytes.*max_bytes is 159"):
+        of(data=section | {"max_bytes": 159}).datasets()

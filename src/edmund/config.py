@@ -27,7 +27,8 @@ import yaml
 
 from edmund import data, formulation, grid, loss, networks, process, registry, samplers, transform
 from edmund.data import DataSet
-from edmund.errors import InputError, check_positive, unknown
+from edmund.data.images import MAX_BYTES
+from edmund.errors import InputError, check_count, check_positive, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model
 from edmund.training.augmentation import LABELS
@@ -52,10 +53,11 @@ class DataSection:
     """Where the data come from.
 
     source: "digits" (scikit-learn's 1797 digits) or "file". path: of the file: an .npz or .npy, a folder of images or a
-    zip of them. key, labels_key: the names of the arrays in an .npz. size: images are cropped and resized to it.
-    labels: whether labels in the data condition the model. held_out: the fraction kept from training, unless the file
-    has a test set of its own. split_seed: of that split. transform: auto (min_max for images,
-    standardise otherwise), min_max, standardise or none.
+    zip of them; it may wait until the data are read. key, labels_key: the names of the arrays in an .npz. size: images
+    are cropped and resized to it. max_bytes: the memory that images or an .npz may take. labels: whether labels in the
+    data condition the model. held_out: the fraction kept from training, unless the file has a test set of its own.
+    split_seed: of that split. transform: auto (min_max for images, standardise otherwise), min_max, standardise or
+    none. std: with standardise, the standard deviation that each channel is given.
     """
 
     source: str = "digits"
@@ -63,10 +65,12 @@ class DataSection:
     key: str | None = None
     labels_key: str | None = None
     size: int | None = None
+    max_bytes: int = MAX_BYTES
     labels: bool = True
     held_out: float = 0.2
     split_seed: int = 0
     transform: str = "auto"
+    std: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,15 @@ class OutputSection:
     directory: str | None = None
 
 
-# The arguments of networks that the data and the conditions decide.
+# The arguments of networks that the data and the conditions decide; `resolution` names the levels by the height.
 _DECIDED_BY_DATA = frozenset(
     (
         "in_channels",
         "features",
         "out_channels",
         "out_features",
+        "resolution",
+        "dimensions",
         "label_dim",
         "context_dim",
         "image_channels",
@@ -90,6 +96,8 @@ _DECIDED_BY_DATA = frozenset(
         "augment_dim",
     )
 )
+_BY_AXES = {1: "mlp", 2: "dit", 3: "unet"}
+"""The network where none is named, by the number of axes of a sample."""
 _COMMON = {
     "sigma_data": Key(float | list[float] | None),
     "sigma_min": Key(float | None),
@@ -363,8 +371,17 @@ class Config:
         section = self.data
         if section.source == "digits":
             return data.split(data.digits(), section.held_out, section.split_seed)
-        assert section.path is not None
-        loaded = data.load(section.path, key=section.key, labels_key=section.labels_key, size=section.size)
+        if section.path is None:
+            raise InputError(
+                "data.path is not given; it must be an .npz or .npy, or a folder or .zip of images: data.path=PATH"
+            )
+        loaded = data.load(
+            section.path,
+            key=section.key,
+            labels_key=section.labels_key,
+            size=section.size,
+            max_bytes=section.max_bytes,
+        )
         if loaded.held_out is not None:
             return loaded.train, loaded.held_out
         return data.split(loaded.train, section.held_out, section.split_seed)
@@ -388,6 +405,8 @@ class Config:
             )
         else:
             made = transform.Standardise.fit(data.batches(train))
+            if self.data.std != 1:
+                made = transform.Chain([made, transform.Scale(self.data.std)])
         sigma_data = self.diffusion.get("sigma_data")
         if sigma_data is not None and not formulation.named()[self.type]().needs_sigma_data:
             if isinstance(sigma_data, list):
@@ -400,7 +419,7 @@ class Config:
 
     def resolved(self, train: DataSet) -> Config:
         """The same config with what the data decide filled in: the network's type, sigma_data where it is estimated."""
-        network = self.network or {"type": "unet" if len(train.shape) == 3 else "mlp"}
+        network = self.network or {"type": _BY_AXES.get(len(train.shape), "unet")}
         diffusion = dict(self.diffusion)
         if self.formulation().needs_sigma_data:
             diffusion["sigma_data"] = data.moments(train, self.transform(train)).total_std
@@ -411,10 +430,7 @@ class Config:
         config = self.resolved(train)
         arguments = dict(config.network)
         kind = networks.registry()[arguments.pop("type")]
-        for argument, axes, what in (("in_channels", 3, "images and fields"), ("features", 1, "vectors")):
-            if argument in _names(kind) and len(train.shape) != axes:
-                raise InputError(f"network.type is {config.network['type']!r}, for {what}; the data are {train.shape}")
-        decided = {"in_channels": train.shape[0], "features": train.shape[0], "label_dim": train.num_classes}
+        decided = _decided_by_data(config.network, train)
         augment = self.options().augment
         if augment > 0:
             if len(train.shape) != 3:
@@ -428,8 +444,14 @@ class Config:
         arguments |= {key: value for key, value in decided.items() if key in _names(kind)}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options().seed)
-            network = kind(**arguments)
-            uncertainty = networks.Uncertainty() if self.training.get("uncertainty") else None
+            try:
+                network = kind(**arguments)
+            except InputError as error:
+                raise InputError(f"network: {error} (the data are {train.shape})") from None
+            uncertainty = None
+            if self.training.get("uncertainty"):
+                # As published, beside the one network whose own weights are normalised too.
+                uncertainty = networks.Uncertainty(magnitude_preserving=isinstance(network, networks.EDM2UNet))
         return Model(
             network,
             config.formulation(),
@@ -438,6 +460,45 @@ class Config:
             uncertainty=uncertainty,
             class_names=train.class_names,
         )
+
+
+def _decided_by_data(network: Mapping[str, Any], train: DataSet) -> dict[str, Any]:
+    """The arguments that the data decide, for samples of a shape that the network can take; else InputError."""
+    named, shape = network["type"], train.shape
+    names = _names(networks.registry()[named])
+    takes = _takes(named)
+    if len(shape) not in takes:
+        fits = ", ".join(name for name in networks.registry() if len(shape) in _takes(name))
+        hint = f", which {fits} can take" if fits else ""
+        raise InputError(f"network.type is {named!r}, for {' and '.join(takes.values())}; the data are {shape}{hint}")
+    values = {name: key.default for name, key in _network_keys(named).items()} | dict(network)
+    if "resolution" in names:
+        levels = len(values["channel_mult"])
+        _check_sides(shape, 2 ** max(levels - 1, 0), f"network.type {named!r} has {levels} levels (channel_mult)")
+    if "patch" in names:
+        patch = check_count("network.patch", values["patch"])
+        _check_sides(shape, patch, f"network.patch is {patch}")
+    return {
+        "in_channels": shape[0],
+        "features": shape[0],
+        "label_dim": train.num_classes,
+        "resolution": shape[1] if len(shape) == 3 else None,
+        "dimensions": len(shape) - 1,
+    }
+
+
+def _takes(name: str) -> dict[int, str]:
+    """The samples that a network takes, by their number of axes."""
+    names = _names(networks.registry()[name])
+    if "features" in names:
+        return {1: "vectors [D]"}
+    fields = {3: "images and fields [C, H, W]"}
+    return {2: "sequences [C, L]"} | fields if "dimensions" in names else fields
+
+
+def _check_sides(shape: tuple[int, ...], multiple: int, because: str) -> None:
+    if any(side % multiple for side in shape[1:]):
+        raise InputError(f"{because}, so each side of the data must be a multiple of {multiple}; they are {shape}")
 
 
 def _sections(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -490,13 +551,17 @@ def _data(given: Mapping[str, Any]) -> DataSection:
     section = DataSection(**values)
     if section.source not in ("digits", "file"):
         raise unknown("data.source", section.source, ("digits", "file"))
-    if (section.source == "file") != (section.path is not None):
+    if section.source != "file" and section.path is not None:
         raise InputError(
-            f"data.source is {section.source!r} and data.path is {section.path!r}; a path goes with source "
-            f"file, and only with it"
+            f"data.source is {section.source!r} and data.path is {section.path!r}; a path goes with source file"
         )
     if section.transform not in TRANSFORMS:
         raise unknown("data.transform", section.transform, TRANSFORMS)
+    if check_positive("data.std", section.std) != 1 and section.transform != "standardise":
+        raise InputError(
+            f"data.std is {section.std!r} and data.transform {section.transform!r}; std goes with standardise"
+        )
+    check_count("data.max_bytes", section.max_bytes)
     if not 0 < section.held_out < 1:
         raise InputError(f"data.held_out is {section.held_out!r}; it is a fraction between 0 and 1")
     return section
@@ -507,6 +572,9 @@ def _network(given: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in given.items() if key != "type"}
     if given.get("type") is None and not rest:
         return {}  # by the data
+    for key in rest:
+        if key in _DECIDED_BY_DATA:
+            raise InputError(f"network.{key} is {rest[key]!r}, but the data decide it; leave it out")
     if given.get("type") is None:
         fits = [name for name in kinds if all(key in _network_keys(name) for key in rest)]
         given = {"type": "unet" if "unet" in fits or not fits else fits[0]}
