@@ -120,6 +120,22 @@ def test_posthoc_average_weighs_the_past_as_one_that_was_tracked(sigma_rel: floa
     assert (made - direct).norm() < tolerance * direct.norm()
 
 
+@pytest.mark.parametrize(("sigma_rel", "seen"), [(0.03, 900.0), (0.07, 1000.0), (0.1, 1000.0), (0.2, 700.0)])
+def test_the_error_of_a_profile_is_the_distance_of_the_curves(sigma_rel: float, seen: float) -> None:
+    snapshots = [(300.0, 0.05), (700.0, 0.1), (1000.0, 0.05), (1000.0, 0.1)]
+    weights = ema.posthoc_weights(snapshots, seen, sigma_rel)
+    time = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200
+
+    def profile(t: float, width: float) -> torch.Tensor:
+        power = ema.gamma(width)
+        return torch.where(time < t, (power + 1) / t * (time / t) ** power, 0.0)
+
+    made = sum(weight * profile(*snapshot) for weight, snapshot in zip(weights.tolist(), snapshots, strict=True))
+    wanted = profile(seen, sigma_rel)
+    distance = ((made - wanted).norm() / wanted.norm()).item()
+    assert ema.posthoc_error(snapshots, weights, seen, sigma_rel) == pytest.approx(distance, rel=1e-3, abs=1e-6)
+
+
 def test_stored_half_precision_is_summed_in_float32() -> None:
     stored = [[torch.full((3,), value, dtype=torch.float16), torch.ones(2)] for value in (1.0, 2.0)]
     half, single = ema.weighted_sum(stored, [1 / 3, 2 / 3])

@@ -39,6 +39,9 @@ WRONG: list[tuple[str, Any]] = [
     ("betas", (0.9, 1.0)),
     ("betas", 0.9),
     ("ema_power", 0.5),
+    ("ema_widths", 0.1),
+    ("ema_widths", (0.1, 0.1)),
+    ("ema_snapshot_interval", 0),
     ("lr_ref", 1000),
     ("accumulate", 1000),
 ]
@@ -82,6 +85,19 @@ def test_the_length_of_a_run_decides_its_weights_under_a_cosine_alone() -> None:
     assert "samples" not in TrainingOptions().identity()
     assert "samples" not in TrainingOptions(lr_schedule="inverse_sqrt", lr_ref=1000).identity()
     assert TrainingOptions(lr_schedule="cosine").identity()["samples"] == 256_000
+
+
+def test_widths_and_the_interval_of_their_snapshots_go_together() -> None:
+    with pytest.raises(InputError, match=r"ema_widths is \(0\.1,\) and ema_snapshot_interval None"):
+        TrainingOptions(ema_widths=(0.1,))
+    with pytest.raises(InputError, match=r"ema_widths is \(\) and ema_snapshot_interval 1000"):
+        TrainingOptions(ema_snapshot_interval=1000)
+    for wrong in (0.5, 0, "0.1"):
+        with pytest.raises(InputError, match=f"^ema_widths.* is {wrong!r}"):
+            TrainingOptions(ema_widths=(0.1, wrong), ema_snapshot_interval=1000)  # type: ignore[arg-type]
+    made = TrainingOptions(ema_widths=[0.1, 0.05], ema_snapshot_interval=1000)  # type: ignore[arg-type]
+    assert made.ema_widths == (0.05, 0.1)
+    assert made.identity() == TrainingOptions().identity() | {"ema_widths": [0.05, 0.1]}
 
 
 def test_each_transform_has_a_switch() -> None:

@@ -17,7 +17,13 @@ from training_toys import model, train
 
 from edmund.training.metrics_log import read_metrics
 
-CHANGES = {"samples": 32 * 100, "log_interval": 32, "checkpoint_interval": 320}
+CHANGES = {
+    "samples": 32 * 100,
+    "log_interval": 32,
+    "checkpoint_interval": 320,
+    "ema_widths": (0.05, 0.1),
+    "ema_snapshot_interval": 1600,
+}
 
 
 def start(directory: Path, samples: int, accumulate: int = 1) -> list[subprocess.Popen[str]]:
@@ -57,9 +63,9 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert len(one) == len(shared) == 100
     assert shared[:20] == pytest.approx(one[:20], rel=1e-4)
     assert shared == pytest.approx(one, rel=1e-2)
-    ours = load_file(tmp_path / "one/model.safetensors")
-    theirs = load_file(tmp_path / "two/model.safetensors")
-    assert all(torch.allclose(value, theirs[name], rtol=1e-2, atol=1e-3) for name, value in ours.items())
+    for file in ("model.safetensors", "ema/00001600/ema_0.05.safetensors", "ema/00003200/ema_0.1.safetensors"):
+        ours, theirs = load_file(tmp_path / "one" / file), load_file(tmp_path / "two" / file)
+        assert all(torch.allclose(value, theirs[name], rtol=1e-2, atol=1e-3) for name, value in ours.items())
     validation = [
         [record["validation_loss"] for record in read_metrics(tmp_path / name) if "validation_loss" in record]
         for name in ("one", "two")

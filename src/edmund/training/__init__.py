@@ -3,6 +3,7 @@ with an interrupted run.
 """
 
 from edmund.training.options import TrainingOptions
+from edmund.training.snapshots import reconstruct
 from edmund.training.trainer import Preview, Trainer, TrainingDiverged, TrainingResult
 
-__all__ = ["Preview", "Trainer", "TrainingDiverged", "TrainingOptions", "TrainingResult"]
+__all__ = ["Preview", "Trainer", "TrainingDiverged", "TrainingOptions", "TrainingResult", "reconstruct"]

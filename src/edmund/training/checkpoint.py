@@ -4,6 +4,8 @@
         network.safetensors      one file a group of tensors: network, ema, best_ema, optimizer
         state.json               counters, what the run is, and the size and SHA-256 of every file beside it
 
+The snapshots of averages (`snapshots`) are such folders too, in another place, and all stay.
+
 A checkpoint is written under a hidden name, flushed to the disk and renamed, so a process killed at any moment leaves
 the previous ones as they were. On reading, sizes and digests are compared: a damaged checkpoint is reported and the one
 before it is used. Nothing is ever unpickled.
@@ -50,10 +52,10 @@ class Damaged(Exception):
 
 
 class CheckpointStore:
-    """The checkpoints of one run in `directory`/checkpoints; the last `keep` stay."""
+    """The checkpoints of one run in `directory`/`name`; the last `keep` stay (None: all)."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.folder = directory / "checkpoints"
+    def __init__(self, directory: Path, keep: int | None, name: str = "checkpoints") -> None:
+        self.folder = directory / name
         self.keep = keep
 
     def samples(self) -> list[int]:
@@ -90,6 +92,19 @@ class CheckpointStore:
             self._prune(samples_seen)
         return final
 
+    def read(self, samples_seen: int) -> Checkpoint:
+        """The checkpoint at `samples_seen`, every byte of it checked; raises Damaged."""
+        return _read(self.path(samples_seen), samples_seen)
+
+    def discard_after(self, samples_seen: int) -> None:
+        """Removes the checkpoints beyond `samples_seen`, for a run that goes on from there; InputError where it
+        cannot.
+        """
+        with writing_to(self.folder):
+            for ahead in self.samples():
+                if ahead > samples_seen:
+                    self._remove(self.path(ahead))
+
     def latest(self, quiet: bool = False) -> Checkpoint | None:
         """The newest whole checkpoint; None where there is none at all. Warns (unless quiet) of each damaged one that
         it passes over.
@@ -100,7 +115,7 @@ class CheckpointStore:
         problems: list[str] = []
         for samples_seen in reversed(found):
             try:
-                checkpoint = _read(self.path(samples_seen), samples_seen)
+                checkpoint = self.read(samples_seen)
             except Damaged as problem:
                 problems.append(f"{self.path(samples_seen)}: {problem}")
                 continue
@@ -133,7 +148,7 @@ class CheckpointStore:
         # Anything newer than what was just written is damaged and was passed over when the run went on.
         ahead = [samples_seen for samples_seen in found if samples_seen > newest]
         behind = [samples_seen for samples_seen in found if samples_seen <= newest]
-        for samples_seen in ahead + behind[: -self.keep]:
+        for samples_seen in ahead + (behind[: -self.keep] if self.keep is not None else []):
             self._remove(self.path(samples_seen))
 
     def _remove(self, folder: Path) -> None:

@@ -99,13 +99,19 @@ class PowerFunction:
         return float((1 - batch_size / samples_seen) ** (gamma(self.sigma_rel) + 1))
 
 
-@torch.no_grad()
 def update(average: Sequence[Tensor], parameters: Sequence[Tensor], beta: float) -> None:
-    """average <- beta * average + (1 - beta) * parameters, in place, in the averages' dtype (float32 for parameters in
+    """average <- beta * average + (1 - beta) * parameters, in place, in the average's dtype (float32 for parameters in
     half precision).
     """
-    target = [p if p.dtype == a.dtype else p.to(a.dtype) for a, p in zip(average, parameters, strict=True)]
-    torch._foreach_lerp_(list(average), target, 1 - beta)
+    update_all([average], parameters, [beta])
+
+
+@torch.no_grad()
+def update_all(averages: Sequence[Sequence[Tensor]], parameters: Sequence[Tensor], betas: Sequence[float]) -> None:
+    """`update` of several averages of the same parameters, all in one dtype, each by its own beta."""
+    target = [p if p.dtype == a.dtype else p.to(a.dtype) for a, p in zip(averages[0], parameters, strict=True)]
+    for average, beta in zip(averages, betas, strict=True):
+        torch._foreach_lerp_(list(average), target, 1 - beta)
 
 
 def posthoc_weights(
@@ -118,7 +124,7 @@ def posthoc_weights(
     its norm; at 64 times, from 0.03 to 0.25 within 1.5 %. InputError for no snapshots, for two alike, and for a
     `samples_seen` before the first or after the last of them.
     """
-    stored = [(check_positive("snapshots", seen), gamma(width)) for seen, width in snapshots]
+    stored = _stored(snapshots)
     if not stored:
         raise InputError("snapshots is empty; at least one stored average is needed")
     if len(set(stored)) < len(stored):
@@ -127,10 +133,38 @@ def posthoc_weights(
     first, last = min(seen for seen, _ in stored), max(seen for seen, _ in stored)
     if not first <= samples_seen <= last:
         raise InputError(f"samples_seen is {samples_seen!r}; the snapshots allow {first:g} to {last:g}")
-    t, exponent = np.array(stored).T
-    gram = _inner_product(t[:, None], exponent[:, None], t[None], exponent[None])
-    weights = np.linalg.solve(gram, _inner_product(t, exponent, np.array(samples_seen), np.array(gamma(sigma_rel))))
+    gram, wanted, _ = _inner_products(stored, samples_seen, sigma_rel)
+    weights = np.linalg.solve(gram, wanted)
     return np.asarray(weights / weights.sum())
+
+
+def posthoc_error(
+    snapshots: Sequence[tuple[float, float]], weights: npt.ArrayLike, samples_seen: float, sigma_rel: float
+) -> float:
+    """The distance of the profile that stored averages have in a sum with these weights from that of width sigma_rel
+    at `samples_seen`, over the norm of the latter; norms are L2 over tau.
+
+    Weights of sum 1 make an average that is off by at most this times the norm of that profile times the root of the
+    integral over tau of |theta(tau) - theta_0|^2, theta being the parameters and theta_0 any fixed ones.
+    """
+    gram, wanted, square = _inner_products(_stored(snapshots), samples_seen, sigma_rel)
+    w = np.asarray(weights, dtype=np.float64)
+    # Below 0 where the profile is met exactly, by rounding.
+    return math.sqrt(max(float(w @ gram @ w - 2 * w @ wanted + square), 0.0) / square)
+
+
+def _stored(snapshots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(check_positive("snapshots", seen), gamma(width)) for seen, width in snapshots]
+
+
+def _inner_products(
+    stored: Sequence[tuple[float, float]], samples_seen: float, sigma_rel: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Of the stored profiles with each other, with the one that is wanted, and of that with itself."""
+    t, exponent = np.array(stored).T
+    time, power = np.array(samples_seen), np.array(gamma(sigma_rel))
+    gram = _inner_product(t[:, None], exponent[:, None], t[None], exponent[None])
+    return gram, _inner_product(t, exponent, time, power), float(_inner_product(time, power, time, power))
 
 
 def _inner_product(t_a: np.ndarray, a: np.ndarray, t_b: np.ndarray, b: np.ndarray) -> np.ndarray:

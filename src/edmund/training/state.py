@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from edmund.model import Model
 from edmund.training import ema
 from edmund.training.checkpoint import Checkpoint, check_shapes
+from edmund.training.ema import PowerFunction
 from edmund.training.options import TrainingOptions
 from edmund.training.running import Running
+from edmund.training.snapshots import BUFFERS, group_of
 from edmund.training.validation import Best
 
 NETWORK, AVERAGE, BEST, OPTIMIZER = "network", "ema", "best_ema", "optimizer"
@@ -23,11 +25,17 @@ NETWORK, AVERAGE, BEST, OPTIMIZER = "network", "ema", "best_ema", "optimizer"
 class State:
     """The model in training, its average, the optimiser and the counters; `model` and `average` are on `device`.
 
-    mean: the mean of a tensor over all processes.
+    mean: the mean of a tensor over all processes. widths: sigma_rel of the power-function averages that are tracked
+    beside the one that is delivered.
     """
 
     def __init__(
-        self, model: Model, options: TrainingOptions, device: torch.device, mean: Callable[[Tensor], Tensor]
+        self,
+        model: Model,
+        options: TrainingOptions,
+        device: torch.device,
+        mean: Callable[[Tensor], Tensor],
+        widths: Sequence[float] = (),
     ) -> None:
         self.model = model.to(device)
         self.average = copy.deepcopy(model)
@@ -39,6 +47,8 @@ class State:
         # Kept as lists: to walk through a large network takes as long as to average it.
         self._averages = list(self.average.denoiser.parameters())
         self._averaged = list(model.denoiser.parameters())
+        self._tracked = {width: [average.clone() for average in self._averages] for width in widths}
+        self._profiles = [options.profile, *map(PowerFunction, widths)]
         self.parameters = [p for p in model.denoiser.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.parameters, options)
         self.scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
@@ -52,9 +62,9 @@ class State:
         self.validated_at: int | None = None
 
     def update_average(self) -> None:
-        """Moves the average after a step that ended at `samples_seen`."""
-        beta = self.options.profile.beta(self.samples_seen, self.options.batch_size)
-        ema.update(self._averages, self._averaged, beta)
+        """Moves the averages after a step that ended at `samples_seen`."""
+        betas = [profile.beta(self.samples_seen, self.options.batch_size) for profile in self._profiles]
+        ema.update_all([self._averages, *self._tracked.values()], self._averaged, betas)
 
     def sync_buffers(self) -> None:
         """Gives the average the network's buffers, which are not averaged."""
@@ -103,8 +113,17 @@ class State:
             NETWORK: named_tensors(self.model.denoiser),
             AVERAGE: named_tensors(self.average.denoiser),
             OPTIMIZER: self._optimizer_tensors(),
+            **self._tracked_tensors(),
         }
         return found if self.best_average is None else found | {BEST: self.best_average}
+
+    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of a snapshot: the tracked averages, and the network's buffers where it has some."""
+        found = self._tracked_tensors()
+        parameters = dict(self.model.denoiser.named_parameters())
+        tensors = named_tensors(self.model.denoiser)
+        buffers = {name: tensor for name, tensor in tensors.items() if name not in parameters}
+        return found | {BUFFERS: buffers} if buffers else found
 
     def counters(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         """What a checkpoint says beside its tensors, JSON-able."""
@@ -129,6 +148,11 @@ class State:
         _copy(checkpoint.tensors(NETWORK), self.model.denoiser)
         _copy(checkpoint.tensors(AVERAGE), self.average.denoiser)
         self._load_optimizer(checkpoint.tensors(OPTIMIZER))
+        for group, tracked in self._tracked_tensors().items():
+            if group in checkpoint.groups:  # else of a run with other widths, which is refused after this
+                saved = checkpoint.tensors(group)
+                for name, tensor in tracked.items():
+                    tensor.copy_(saved[name])
         self.best = None if state["best"] is None else Best(**state["best"])
         self.best_average = checkpoint.tensors(BEST) if BEST in checkpoint.groups else None
         if self.options.patience is not None and self.best_average is None:
@@ -140,6 +164,10 @@ class State:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.samples_seen = checkpoint.samples_seen
+
+    def _tracked_tensors(self) -> dict[str, dict[str, Tensor]]:
+        names = [name for name, _ in self.average.denoiser.named_parameters()]
+        return {group_of(width): dict(zip(names, tensors, strict=True)) for width, tensors in self._tracked.items()}
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         # By the place in the optimiser, not by name: that is how torch orders its own state.

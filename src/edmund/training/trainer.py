@@ -41,6 +41,7 @@ from edmund.training.order import DataOrder, Part, PartSampler
 from edmund.training.processes import Processes
 from edmund.training.report import Report
 from edmund.training.running import Reading
+from edmund.training.snapshots import FOLDER
 from edmund.training.state import State
 from edmund.training.validation import Validation
 
@@ -186,8 +187,11 @@ class _Run:
         self.density = self.model.formulation.noise_density
         self.augmentation = self.options.augmentation
         self.identity = fingerprint.of_run(self.model, trainer.dataset, self.options)
-        self.state = State(self.model, self.options, processes.device, processes.mean)
+        # Only the first process writes the tracked averages, so only that one has them.
+        widths = self.options.ema_widths if processes.main else ()
+        self.state = State(self.model, self.options, processes.device, processes.mean, widths)
         self.store = CheckpointStore(self.directory, self.options.keep_checkpoints)
+        self.snapshots = CheckpointStore(self.directory, keep=None, name=FOLDER)
         self.saved_at: int | None = None
         self.interval_start = (0.0, 0)  # seconds, samples seen
         self.validation = self._validation()
@@ -264,6 +268,8 @@ class _Run:
         checked = False
         self.interval_start = (perf_counter(), state.samples_seen)
         with Interruption() as interruption, self._metrics() as log:
+            if log is not None:
+                self.snapshots.discard_after(state.samples_seen)
             while not state.is_finished():
                 self._step(module, stream)
                 report.advance(options.batch_size)
@@ -279,6 +285,9 @@ class _Run:
                     # The last interval may be a part of one, and the last weights are to have a validation loss.
                     self._log(log, report)
                     self._validate(log, report)
+                # Before the checkpoint: a run that goes on from there does not come back for it.
+                if options.ema_widths and (state.is_finished() or self._crossed(options.ema_snapshot_interval)):
+                    self._snapshot(log)
                 if state.is_finished() or stop is not None or self._crossed(options.checkpoint_interval):
                     self._save(log)
                 if self._crossed(options.preview_interval):
@@ -446,6 +455,12 @@ class _Run:
             log.sync()
             self.store.save(state.samples_seen, state.groups(), counters)
         self.saved_at = state.samples_seen
+
+    def _snapshot(self, log: MetricsLog | None) -> None:
+        """The tracked averages, for reconstruction."""
+        self._check(self.state.running.read())
+        if log is not None:
+            self.snapshots.save(self.state.samples_seen, self.state.snapshot(), {})
 
     def _show_preview(self) -> None:
         if self.trainer.preview is None or not self.processes.main:
