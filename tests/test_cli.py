@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 import edmund
-from edmund import guidance, samplers
+from edmund import guidance, presets, samplers
 from edmund.cli import main
+from edmund.config import Config
+from edmund.errors import InputError
 
 
 class Done(NamedTuple):
@@ -257,3 +259,93 @@ def test_bad_input_is_one_line(folder):
     (folder / "broken/config.json").write_bytes((folder / "tiny/config.json").read_bytes())
     (folder / "broken/model.safetensors").write_bytes((folder / "tiny/model.safetensors").read_bytes()[:-10])
     assert "damaged" in error_line("sample", "broken", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_mnist(folder):
+    """28 x 28 digits of 10 classes, and what makes `mnist-small` short."""
+    x = np.random.default_rng(0).integers(0, 256, (80, 28, 28), dtype=np.uint8)
+    labels = np.arange(80) % 10
+    arrays = {"train_images": x[:60], "train_labels": labels[:60]}
+    np.savez(folder / "tiny_mnist.npz", **arrays, test_images=x[60:], test_labels=labels[60:])
+    changes = ["data.path=tiny_mnist.npz", "network.channels=8", "sampling.steps=2", "training.samples=64"]
+    changes += ["training.batch_size=16", "training.lr_ramp=16", "training.log_interval=16"]
+    return [part for change in changes for part in ("--set", change)]
+
+
+def test_train_a_preset_and_go_on(folder, tiny_mnist):
+    import yaml
+
+    command = ("train", "--preset", "mnist-small", *tiny_mnist, "--set", "training.preview_interval=null")
+    done = run(*command, cwd=folder)
+    assert "note" not in done.stdout
+    assert "edmund sample runs/mnist-small" in done.stdout
+    document = yaml.safe_load((folder / "runs/mnist-small/config.yaml").read_text())
+    assert document["data"]["path"] == "tiny_mnist.npz"
+    assert document["network"]["attention_resolutions"] == [7]
+    assert document["training"]["lr"] == presets.find("mnist-small").document["training"]["lr"]
+    assert "finished already" in run(*command, "--resume", cwd=folder).stderr
+    run("sample", "runs/mnist-small", "-n", 2, cwd=folder)
+
+
+def test_a_preset_on_other_data_says_so(folder, tiny_mnist):
+    text = run(
+        "train", "--preset", "mnist-small", *tiny_mnist, "--set", "data.labels=false", "--dry-run", cwd=folder
+    ).stdout
+    assert "note: preset mnist-small is for samples of shape (1, 28, 28) and 10 classes" in text
+    assert "samples of shape (1, 28, 28) and no classes" in text
+    assert "note" not in run("train", "--preset", "mnist-small", *tiny_mnist, "--dry-run", cwd=folder).stdout
+    line = error_line("train", "--preset", "cifar10-ddpmpp", "--set", "data.path=tiny_mnist.npz", cwd=folder)
+    assert "attention_resolutions contains 16" in line and "(1, 28, 28)" in line
+    line = error_line("train", "--preset", "edm2-img64-s", "--set", "data.path=tiny_mnist.npz", cwd=folder)
+    assert "4 levels" in line and "multiple of 8" in line and "(1, 28, 28)" in line
+
+
+def test_a_preset_without_data(folder):
+    import yaml
+
+    text = run("train", "--preset", "cifar10-ddpmpp", "--dry-run", cwd=folder).stdout
+    assert yaml.safe_load(text)["output"]["directory"] == "runs/cifar10-ddpmpp"
+    assert "# model: 55,735,299 parameters" in text
+    assert "data.path is not given: preset cifar10-ddpmpp wants CIFAR-10" in text
+    line = error_line("train", "--preset", "cifar10-ddpmpp", cwd=folder)
+    assert "CIFAR-10, 32 x 32" in line and "--set data.path=PATH" in line and "data.size=32" in line
+    assert "data.size" not in error_line("train", "--preset", "edm2-img512-xs", cwd=folder)
+
+
+def test_presets_are_listed_and_printed(folder):
+    text = run("presets", cwd=folder).stdout
+    listed = [line.split()[0] for line in text.splitlines() if line and not line.startswith(" ")]
+    assert set(presets.named()) <= set(listed)
+    for word in ("55.74 M", "FID 1.79", "35 NFE", "512", "200 M"):
+        assert word in text
+    (folder / "own.yaml").write_text(run("presets", "edm2-img64-s", cwd=folder).stdout)
+    own = Config.load(folder / "own.yaml")
+    assert own.options() == Config.preset("edm2-img64-s").options()
+    assert own.document() | {"output": None} == Config.preset("edm2-img64-s").document() | {"output": None}
+
+
+def test_bad_presets(folder):
+    for command in (("train", "--preset"), ("presets",)):
+        assert "'mnist-smal' is not known; did you mean 'mnist-small'?" in error_line(
+            *command, "mnist-smal", cwd=folder
+        )
+    assert "neither is given" in error_line("train", cwd=folder)
+    assert "'tiny.yaml' and --preset 'mnist-small'" in error_line(
+        "train", "tiny.yaml", "--preset", "mnist-small", cwd=folder
+    )
+
+
+def test_labels_of_an_unconditional_model(folder):
+    run(
+        *("train", "tiny.yaml", "--set", "data.labels=false", "--set", "training.label_dropout=0"),
+        *("--set", "training.samples=64", "--set", "output.directory=unlabelled"),
+        cwd=folder,
+    )
+    assert "the model is unconditional" in error_line("sample", "unlabelled", "--labels", "3", cwd=folder)
+    assert "no classes to guide" in error_line("sample", "unlabelled", "--guidance", "2", cwd=folder)
+    model = edmund.load(folder / "unlabelled")
+    for labels in (3, torch.tensor([3, 4]), torch.eye(10)[:2]):
+        with pytest.raises(InputError, match=r"labels .*(unconditional|takes none)"):
+            model.sample(2, labels=labels, num_steps=2, progress=False)
+    assert run("sample", "unlabelled", "-n", 2, "--labels", "none", cwd=folder).stdout

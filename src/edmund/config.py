@@ -25,7 +25,7 @@ import pydantic
 import torch
 import yaml
 
-from edmund import data, formulation, grid, loss, networks, process, registry, samplers, transform
+from edmund import data, formulation, grid, loss, networks, presets, process, registry, samplers, transform
 from edmund.data import DataSet
 from edmund.data.images import MAX_BYTES
 from edmund.errors import InputError, check_count, check_positive, unknown
@@ -75,7 +75,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class OutputSection:
-    """Where a run goes. directory: its folder; runs/NAME for a config file NAME.yaml when it is not given."""
+    """Where a run goes. directory: its folder; if not given, runs/NAME for a config file NAME.yaml or a preset NAME."""
 
     directory: str | None = None
 
@@ -272,10 +272,21 @@ class Config:
             raise InputError(f"config {str(file)!r} cannot be read: {error.strerror or error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"config {str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
-        document = override(document if document is not None else {}, overrides)
-        config = Config.of(document)
+        return Config._named(file.stem, document if document is not None else {}, overrides)
+
+    @staticmethod
+    def preset(name: str, overrides: Sequence[str] = ()) -> Config:
+        """The config of a preset (see `edmund.presets`), with overrides such as "data.path=cifar10.npz" applied.
+
+        Without data.path all but `datasets` can be had.
+        """
+        return Config._named(name, presets.find(name).document, overrides)
+
+    @staticmethod
+    def _named(name: str, document: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+        config = Config.of(override(document, overrides))
         if config.output.directory is None:
-            config = dataclasses.replace(config, output=OutputSection(f"runs/{file.stem}"))
+            config = dataclasses.replace(config, output=OutputSection(f"runs/{name}"))
         return config
 
     @property

@@ -58,7 +58,11 @@ def demo(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)],
+    config: Annotated[Path | None, typer.Argument(help="A YAML config.", show_default=False)] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="In place of a config, a recipe by a name of `edmund presets`.", show_default=False),
+    ] = None,
     set_: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the whole resolved config and train nothing.")
@@ -70,7 +74,7 @@ def train(
     """Train a model. The same command goes on with an interrupted run."""
     from edmund.cli import train as command
 
-    command.run(config, set_ or [], dry_run=dry_run, resume=resume)
+    command.run(config, preset, set_ or [], dry_run=dry_run, resume=resume)
 
 
 @app.command()
@@ -205,6 +209,18 @@ def samplers() -> None:
     from edmund.cli import samplers as command
 
     command.run()
+
+
+@app.command()
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one as a YAML config. [default: list all]", show_default=False)
+    ] = None,
+) -> None:
+    """Print the recipes that `edmund train --preset` knows, with the results they are known to give."""
+    from edmund.cli import presets as command
+
+    command.run(name)
 
 
 @app.command()

@@ -6,39 +6,71 @@ import sys
 from pathlib import Path
 from signal import Signals
 
-from edmund import plots
+from edmund import plots, presets
 from edmund.cli._run import CONFIG_FILE, make_folder, say
 from edmund.config import Config, dump
 from edmund.data import DataSet
 from edmund.errors import InputError
 from edmund.images.report import as_condition, class_labels, is_image, value_range
 from edmund.model import Model, count_parameters
+from edmund.presets import Preset
 from edmund.training import Trainer, TrainingResult
 from edmund.training.output import write_atomically
 
 
-def run(path: Path, overrides: list[str], *, dry_run: bool, resume: bool) -> None:
-    """The command."""
-    config = Config.load(path, overrides)
+def run(path: Path | None, name: str | None, overrides: list[str], *, dry_run: bool, resume: bool) -> None:
+    """The command; name: of a preset, in place of a config's path."""
+    if path is not None and name is None:
+        config, preset = Config.load(path, overrides), None
+    elif name is not None and path is None:
+        config, preset = Config.preset(name, overrides), presets.find(name)
+    else:
+        given = "neither is given" if path is None else f"CONFIG is {str(path)!r} and --preset {name!r}"
+        raise InputError(f"CONFIG or --preset: {given}; give one of the two (edmund presets lists the presets)")
+    directory = Path(config.output.directory or "runs/edmund")
+    if preset is not None and config.data.source == "file" and config.data.path is None:
+        wanted = f"data.path is not given: preset {preset.name} wants {preset.data}; give it with --set data.path=PATH"
+        if preset.shape[0] != 4:
+            wanted += f" (image files of other sizes: --set data.size={preset.shape[1]} too)"
+        if not dry_run:
+            raise InputError(wanted)
+        say(dump(config.document()), end="")
+        say(f"# model: {preset.parameters:,} parameters for such data")
+        say(f"# {wanted}")
+        return
     if dry_run:
         train, held_out = config.datasets()
         say(dump(config.resolved(train).document()), end="")
+        for line in _differences(preset, train):
+            say(f"# {line}")
         for line in describe(config.model(train), train, held_out):
             say(f"# {line}")
         return
-    directory = Path(config.output.directory or "runs/edmund")
     if resume and not (directory / CONFIG_FILE).is_file():
         raise InputError(f"--resume: {str(directory)!r} holds no run to go on with")
-    fit(config, directory)
+    fit(config, directory, preset)
     say(f"next: edmund sample {directory}   edmund evaluate {directory}   edmund diagnose {directory}")
 
 
-def fit(config: Config, directory: Path) -> TrainingResult:
+def _differences(preset: Preset | None, train: DataSet) -> list[str]:
+    """What of the data is not as the preset expects."""
+    if preset is None:
+        return []
+    wanted, found = (preset.shape, preset.classes), (tuple(train.shape), train.num_classes)
+    if wanted == found:
+        return []
+    told = [f"samples of shape {shape} and {classes or 'no'} classes" for shape, classes in (wanted, found)]
+    return [f"note: preset {preset.name} is for {told[0]}, the data are {told[1]}: expect another result"]
+
+
+def fit(config: Config, directory: Path, preset: Preset | None = None) -> TrainingResult:
     """Trains a config into a folder, or goes on with the run that is there; exits with 128 + the signal when it is told
-    to stop.
+    to stop. preset: the one that the config came from.
     """
     options = config.options()
     train, held_out = config.datasets()
+    for line in _differences(preset, train):
+        say(line)
     model = config.model(train)
     for line in describe(model, train, held_out):
         say(line)
