@@ -189,7 +189,7 @@ def test_what_cannot_be_made_is_one_clear_error(folder: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"has no snapshots of averages.*ema_widths.*ema_snapshot_interval"):
         reconstruct(tmp_path / "plain", 0.1)
     for width in (0.0, -0.1, 0.3, float("nan")):
-        with pytest.raises(InputError, match=f"sigma_rel is {width}; it must be above 0 and at most 0.2887"):
+        with pytest.raises(InputError, match=f"sigma_rel is {width}; it must be above 0 and at most 0.2886"):
             reconstruct(folder / "pair", width)
     for seen, near in ((95, "96 and 192"), (641, "576 and 640"), (300, "288 and 384"), (0, "96 and 192")):
         message = f"samples_seen is {seen}; there are 7 snapshots from 96 to 640, the nearest at {near}$"

@@ -237,3 +237,32 @@ def convert(
     from edmund.cli import convert as command
 
     command.run(file, out)
+
+
+@app.command()
+def ema(
+    run: Annotated[Path, typer.Argument(help="The folder of a run trained with ema_widths.", show_default=False)],
+    width: Annotated[
+        float | None, typer.Option(help="Write the model with the average of this relative width.", show_default=False)
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHS",
+            help="Measure the validation loss of each of these widths, such as 0.03-0.25 (ten of them) or 0.05,0.1. "
+            "[default, without --width: 0.03-0.25]",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="At the snapshot after so many samples. [default: the last]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. [default: in RUN/ema]", show_default=False)
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Average a run's weights anew, over any width: write one, or find the best."""
+    from edmund.cli import ema as command
+
+    command.run(run, width, sweep, samples, out, device)

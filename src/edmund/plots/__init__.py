@@ -14,6 +14,7 @@ from edmund.plots.pairs import pairs
 from edmund.plots.side_by_side import chosen, side_by_side
 from edmund.plots.style import save
 from edmund.plots.trajectory import trajectory, trajectory_bytes
+from edmund.plots.width_sweep import loss_against_width
 
 __all__ = [
     "FlowLines",
@@ -29,6 +30,7 @@ __all__ = [
     "local_error_against_sigma",
     "local_errors",
     "loss_against_sigma",
+    "loss_against_width",
     "loss_curve",
     "pairs",
     "read_curve",

@@ -51,7 +51,7 @@ def gamma(sigma_rel: float) -> float:
     """
     if not 0 < sigma_rel <= WIDEST:
         raise InputError(
-            f"sigma_rel is {sigma_rel!r}; it must be above 0 and at most {WIDEST:.4f}, the width of a plain mean"
+            f"sigma_rel is {sigma_rel!r}; it must be above 0 and at most 0.2886, the width of a plain mean"
         )
     inverse_square = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse_square, 12.0 - inverse_square])
