@@ -1,10 +1,9 @@
 """Named recipes, each with the result that it is known or expected to give.
 
-A preset is the document of a config, less the data: the rows of Karras et al. (2022, Table 7 and Appendix F; the
-sampling of Tables 2 and 5) on CIFAR-10, FFHQ, AFHQv2 and ImageNet, those of EDM2 (Karras et al. 2024, Table 6) on
-ImageNet, as pixels and as latents, and small ones that two CPU cores can train. Durations are in images. What is
-published as trained on a whole data set is trained here on all but the share `held_out`, which the validation loss is
-measured on, unless the data come with a test set of their own.
+A preset is the document of a config, less the data: the recipes of Karras et al. (2022, Appendix F) on CIFAR-10, FFHQ,
+AFHQv2 and ImageNet, those of EDM2 (Karras et al. 2024) on ImageNet, as pixels and as latents, and small ones that two
+CPU cores can train. Durations are in images. What is published as trained on a whole data set is trained here on all
+but the share `held_out`, which the validation loss is measured on, unless the data come with a test set of their own.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ _GIB = 1 << 30
 @dataclass(frozen=True)
 class Preset:
     """One recipe. document: its sections, as in YAML. expected: the published result and its source, or the measured
-    one. parameters: of the network, for data as described. data: what the user has to bring, and as what: samples of
-    `shape`, of that many `classes` (0: labels are not used).
+    one. parameters: of the network, for data as described. data: what the user has to bring, as samples of `shape` of
+    that many `classes` (0: labels are not used).
     """
 
     name: str
@@ -58,8 +57,8 @@ _SONG = {
     "NCSN++": {"embedding": "fourier", "noise_mult": 2, "encoder": "residual", "resample_filter": [1, 3, 3, 1]},
 }
 
-_CIFAR10 = "CIFAR-10, 32 x 32 in colour, 10 classes: folder, .zip or .npz"
-_IMAGENET_64 = "ImageNet, 64 x 64 in colour, 1000 classes: folder, .zip or .npz"
+_CIFAR10 = "CIFAR-10, 32 x 32 in colour, 10 classes"
+_IMAGENET_64 = "ImageNet, 64 x 64 in colour, 1000 classes"
 
 
 def _file(labels: bool, **options: Any) -> dict[str, Any]:
@@ -178,7 +177,7 @@ def _faces(dataset: str, architecture: str, dropout: float, expected: str, param
         augment=0.15,
         expected=expected,
         parameters=parameters,
-        data=f"{what}, 64 x 64 in colour: folder, .zip or .npz",
+        data=f"{what}, 64 x 64 in colour",
     )
 
 
@@ -281,7 +280,7 @@ def _edm2_512(
         training=_edm2_training(images * _MI, lr, 70_000 * 2048, ema, None),
         expected=expected,
         parameters=parameters,
-        data="ImageNet, 512 x 512, as latents [4, 64, 64] of Stable Diffusion's VAE, 1000 classes: .npz",
+        data="ImageNet, 512 x 512, as latents [4, 64, 64] of Stable Diffusion's VAE, 1000 classes",
         shape=(4, 64, 64),
     )
 
@@ -344,7 +343,7 @@ _PRESETS = {
             lr=2e-3,
             halflife=10_000,
             parameters=1_259_745,
-            data="MNIST, 28 x 28 in grey, 10 classes: .npz, folder or .zip",
+            data="MNIST, 28 x 28 in grey, 10 classes",
             shape=(1, 28, 28),
         ),
         _small(

@@ -29,9 +29,11 @@ def run(path: Path | None, name: str | None, overrides: list[str], *, dry_run: b
         raise InputError(f"CONFIG or --preset: {given}; give one of the two (edmund presets lists the presets)")
     directory = Path(config.output.directory or "runs/edmund")
     if preset is not None and config.data.source == "file" and config.data.path is None:
-        wanted = f"data.path is not given: preset {preset.name} wants {preset.data}; give it with --set data.path=PATH"
-        if preset.shape[0] != 4:
-            wanted += f" (image files of other sizes: --set data.size={preset.shape[1]} too)"
+        images = f" or a folder or .zip of images (if of other sizes, data.size={preset.shape[1]} too)"
+        wanted = (
+            f"data.path is not given: preset {preset.name} wants {preset.data}; give --set data.path=PATH, an .npz"
+            f"{images if preset.shape[0] <= 3 else ' with labels'}"
+        )
         if not dry_run:
             raise InputError(wanted)
         say(dump(config.document()), end="")
