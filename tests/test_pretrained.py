@@ -210,12 +210,25 @@ def test_a_snapshot_gives_the_originals_numbers(shared: Path, tmp_path: Path, na
 
 
 @pytest.mark.usefixtures("originals")
-def test_a_snapshot_in_half_precision(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_snapshot_in_half_precision(shared: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """As EDM2's are published: all in half precision, the gains (numbers without axes) and the frequencies too."""
     state, config, given = golden(shared, "edm2")
-    half = {key: value.half() for key, value in state.items()}
-    (tmp_path / "half.pkl").write_bytes(pickle.dumps({"ema": network(half, config)}))
+    half = {key: value.to(dtype) for key, value in state.items()}
+    gains = {key: value for key, value in half.items() if value.ndim == 0}
+    assert any(key.endswith("emb_gain") for key in gains) and "unet.out_gain" in gains
+    (tmp_path / "half.pkl").write_bytes(pickle.dumps({"ema": network(half, config | {"use_fp16": True})}))
     made = pretrained.load(tmp_path / "half.pkl")
-    assert torch.equal(denoised(made, given), denoised(pretrained.from_state_dict(half, config), given))
+    own = made.network.state_dict()
+    assert {value.dtype for value in own.values()} == {torch.float32}
+    assert all(torch.equal(own[key.removeprefix("unet.")], value.float()) for key, value in gains.items())
+    out = denoised(made, given)
+    assert torch.equal(out, denoised(pretrained.from_state_dict(half, config), given))
+    # Weights rounded to 11 or 8 bits: an error of that size relative to the image, no more.
+    assert 1e-7 < apart(out, given["denoised"]) < 4 * torch.finfo(dtype).eps
+    assert apart(made.denoiser.uncertainty(given["sigma"]), given["logvar"].flatten()) < 4 * torch.finfo(dtype).eps
+    again = model.load(made.save(tmp_path / "model"))
+    assert torch.equal(denoised(again, given), out)
 
 
 class Calls:

@@ -228,12 +228,14 @@ def convert(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A snapshot (.pkl) of EDM or EDM2, or a .safetensors of the same with its config.", show_default=False
+            help="A snapshot (.pkl) of EDM or EDM2, a .safetensors of the same with its config, or the folder of a "
+            "diffusers pipeline with a UNet2DModel.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The folder to write the model to.", show_default=False)],
 ) -> None:
-    """Turn a published snapshot into a model, without running anything that is in the file."""
+    """Turn a published network into a model, without running anything that is in its files."""
     from edmund.cli import convert as command
 
     command.run(file, out)

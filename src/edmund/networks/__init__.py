@@ -13,6 +13,7 @@ import sys
 from torch import nn
 
 from edmund.networks.adm import ADM
+from edmund.networks.diffusers_unet import DiffusersUNet2D, diffusers_library
 from edmund.networks.dit import DiT
 from edmund.networks.edm2_unet import EDM2UNet
 from edmund.networks.mlp import MLP
@@ -21,7 +22,18 @@ from edmund.networks.uncertainty import Uncertainty
 from edmund.networks.unet import UNet
 from edmund.registry import in_package
 
-__all__ = ["ADM", "MLP", "DiT", "EDM2UNet", "SongUNet", "UNet", "Uncertainty", "registry"]
+__all__ = [
+    "ADM",
+    "MLP",
+    "DiT",
+    "DiffusersUNet2D",
+    "EDM2UNet",
+    "SongUNet",
+    "UNet",
+    "Uncertainty",
+    "diffusers_library",
+    "registry",
+]
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from edmund import networks
 from edmund.errors import InputError, check_count, check_number, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model
+from edmund.pretrained.state import check_state, made, short
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> M
     names the first parameter that differs and both shapes.
     """
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
-        raise InputError(f"config is {_short(config)}; it must be a mapping of argument names to values")
+        raise InputError(f"config is {short(config)}; it must be a mapping of argument names to values")
     arguments = dict(config)
     kind = arguments.pop("cls", _EDM2)
     if kind not in _PRECONDS:
@@ -158,18 +159,18 @@ def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> M
 
     # First without memory: the arguments may be of a network that no machine could hold.
     with torch.device("meta"):
-        empty, no_uncertainty = _made(kind, build)
+        empty, no_uncertainty = made(kind, build)
     expected = {name: tuple(value.shape) for name, value in _named(empty, no_uncertainty, precond.prefix).items()}
     if kind == "iDDPMPrecond":  # its noise levels, which are computed here
         expected["u"] = (check_count("config M", levels.get("M", 1000)) + 1,)
-    _check_state(state, expected)
+    check_state(state, expected)
 
-    own, uncertainty = _made(kind, build)
+    own, uncertainty = made(kind, build)
     with torch.no_grad():
         for name, value in _named(own, uncertainty, precond.prefix).items():
             value.copy_(state[name])
     shape = (options["in_channels"], options["resolution"], options["resolution"])
-    model = Model(own, _made(kind, lambda: precond.formulation(**levels)), shape=shape, uncertainty=uncertainty)
+    model = Model(own, made(kind, lambda: precond.formulation(**levels)), shape=shape, uncertainty=uncertainty)
     model.denoiser.eval()
     return model
 
@@ -185,7 +186,7 @@ def _network_options(
             options[network.arguments[name]] = value
         elif name in network.fixed:
             if value != network.fixed[name]:
-                raise InputError(f"config {name} is {_short(value)}; it must be {network.fixed[name]!r}")
+                raise InputError(f"config {name} is {short(value)}; it must be {network.fixed[name]!r}")
         elif name not in (*own, *also, *_NO_EFFECT):
             raise unknown(f"config argument of {kind}", name, [*network.arguments, *network.fixed, *own, *also])
     for name in ("img_channels", "img_resolution"):
@@ -195,17 +196,6 @@ def _network_options(
     return options
 
 
-def _made(kind: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns; its refusal of a value of a wrong kind as an InputError."""
-    try:
-        return make()
-    except InputError:
-        raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"config does not make a {kind}: {reason}") from error
-
-
 def _named(network: nn.Module, uncertainty: nn.Module | None, prefix: str) -> dict[str, Tensor]:
     """Our tensors by their original names; they share memory with the modules'."""
     named = {prefix + name: value for name, value in network.state_dict().items()}
@@ -213,21 +203,3 @@ def _named(network: nn.Module, uncertainty: nn.Module | None, prefix: str) -> di
         ours = uncertainty.state_dict()
         named |= {original: ours[name] for original, name in _UNCERTAINTY.items()}
     return named
-
-
-def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    for name in [*expected, *(name for name in state if name not in expected)]:
-        theirs = tuple(state[name].shape) if name in state else None
-        ours = expected.get(name)
-        if theirs != ours:
-            raise InputError(
-                f"state is of another network: {name} has shape {theirs} in the state and {ours} in the network of "
-                f"this config (None: it has none)"
-            )
-        if not state[name].is_floating_point():
-            raise InputError(f"state has {name} in {state[name].dtype}; weights are floating-point numbers")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
