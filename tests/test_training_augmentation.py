@@ -453,8 +453,10 @@ def test_another_probability_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training.augment is 0\.5 there and 0\.25 here"):
         train(tmp_path, samples=64, augment=0.25)
     assert "augment" not in TrainingOptions().identity()
-    with pytest.raises(InputError, match=r"training.augment_x_flip is .* there and False here"):
+    with pytest.raises(InputError, match=r"training.augment_x_flip is True there and False here"):
         train(tmp_path, samples=64, augment_x_flip=False)
+    with pytest.raises(InputError, match=r"training.augment is 0\.5 there and 0\.0 here"):
+        train(tmp_path, samples=64, augment=0.0)
 
 
 class Deaf(nn.Module):

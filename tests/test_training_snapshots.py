@@ -157,8 +157,14 @@ def test_a_prolonged_run_keeps_its_snapshots(folder: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("widths", [(), (0.05,), (0.05, 0.1, 0.2)])
 def test_other_widths_are_another_run(folder: Path, widths: tuple[float, ...]) -> None:
-    with pytest.raises(InputError, match=r"training\.ema_widths is \[0\.05, 0\.1\] there and"):
+    with pytest.raises(InputError, match=rf"training\.ema_widths is \[0\.05, 0\.1\] there and \{list(widths)} here"):
         train(folder / "pair", ema_widths=widths, ema_snapshot_interval=96 if widths else None)
+
+
+def test_averages_that_were_not_tracked_from_the_start_are_refused(tmp_path: Path) -> None:
+    train(tmp_path, samples=320)
+    with pytest.raises(InputError, match=r"training\.ema_widths is \[\] there and \[0\.05, 0\.1\] here"):
+        train(tmp_path, **TRACKED)
 
 
 # Buffers and errors ---------------------------------------------------------------------------------------------------

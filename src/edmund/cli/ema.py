@@ -109,7 +109,7 @@ def _show(found: Sweep) -> None:
 def _cannot(widths: list[float]) -> str:
     return (
         f"the snapshots cannot make {', '.join(map(repr, widths))} well (profile off by more than {_percent(MET)}); "
-        "a smaller ema_snapshot_interval, or ema_widths nearer to it, could"
+        f"a smaller ema_snapshot_interval, or ema_widths nearer to {'it' if len(widths) == 1 else 'them'}, could"
     )
 
 

@@ -61,10 +61,21 @@ def loss_against_width(
                 markeredgewidth=1.8,
                 label=f"best: {width[best]:.3g}",
             )
-        axes.set_xticks(width, [f"{value:.3g}" for value in width])
+        ticks = _apart(width)
+        axes.set_xticks(ticks, [f"{value:.3g}" for value in ticks])
         axes.minorticks_off()
         axes.set_xlabel("relative width of the average, σ_rel")
         axes.set_ylabel("validation loss")
         axes.legend(loc="best")
         style.describe(figure, title, caption)
     return figure
+
+
+def _apart(widths: np.ndarray) -> list[float]:
+    """Those of the rising widths whose labels do not touch on a logarithmic axis: a fourteenth of it apart."""
+    least = (widths[-1] / widths[0]) ** (1 / 14) if len(widths) else 1.0
+    kept: list[float] = []
+    for value in widths.tolist():
+        if not kept or value >= least * kept[-1]:
+            kept.append(value)
+    return kept

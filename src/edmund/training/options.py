@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,22 +201,32 @@ class TrainingOptions:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the weights after a given number of samples; the others may change when a run goes on.
 
-        The length of the run is one of them under a cosine schedule, where it decides every learning rate.
+        The length of the run is one of them under a cosine schedule, where it decides every learning rate. What was not
+        there in the first version is left out where it changes nothing, so that an earlier run goes on.
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         kept = {name: value for name, value in fields.items() if name not in _CHANGEABLE}
         if self.lr_schedule == "cosine":
             kept["samples"] = self.samples
-        # A run from before there was such an option goes on.
-        if self.augment == 0:
-            del kept["augment"]
-        if not self.ema_widths:
-            del kept["ema_widths"]
-        for field in dataclasses.fields(self):
-            of_transform = field.name.removeprefix("augment_") in _TRANSFORMS
-            if of_transform and (self.augment == 0 or fields[field.name] == field.default):
-                del kept[field.name]
+        for name, default in _LATER.items():
+            if kept[name] == default or (self.augment == 0 and name.startswith("augment")):
+                del kept[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+    @staticmethod
+    def whole_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+        """An identity, perhaps of an earlier version, with what it leaves out at its default."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in _LATER.items()} | {
+            **identity
+        }
+
+
+_LATER = {
+    field.name: field.default
+    for field in dataclasses.fields(TrainingOptions)
+    if field.name in ("augment", "ema_widths") or field.name.removeprefix("augment_") in _TRANSFORMS
+}
+"""The defaults of the fields that the first version did not have."""
 
 
 def _check_width(name: str, width: object) -> None:

@@ -3,7 +3,7 @@ r"""The training loop.
 One step of B samples, n having been seen: data, noise levels and noise of samples n .. n + B - 1 (`order`,
 `objective`, `augmentation`), the gradient of their mean loss over all processes and parts (`processes`), the guard and
 the clip (`gradients`), the optimiser at the learning rate of n (`learning_rate`), the moving average (`ema`). Each of
-these is a function of the options and n, so a checkpoint holds n, the weights, their average and the optimiser's
+these is a function of the options and n, so a checkpoint holds n, the weights, their averages and the optimiser's
 moments, and a run that goes on from it does bit for bit (on one CPU process) what it would have done without the
 interruption.
 
@@ -256,7 +256,11 @@ class _Run:
             raise InputError(f"directory: {str(self.directory)!r} is not the same folder for all processes")
         if checkpoint is not None:
             self.state.load(checkpoint)  # refuses another network before any other difference
-            fingerprint.check_same(checkpoint.state["run"], self.identity, self.directory)
+            saved, ours = (
+                run | {"training": TrainingOptions.whole_identity(run["training"])}
+                for run in (checkpoint.state["run"], self.identity)
+            )
+            fingerprint.check_same(saved, ours, self.directory)
             self.saved_at = checkpoint.samples_seen
 
     def _train(self, report: Report) -> str | None:
