@@ -25,8 +25,8 @@ CHANGES = {
     "accumulate": 2,
     "patience": 10_000,
     "log_interval": 128,
-    "ema_widths": (0.05, 0.1),
-    "ema_snapshot_interval": 32 * 5,
+    "ema_widths": (0.1,),
+    "ema_snapshot_interval": 32 * 10,
 }
 """200 steps with a checkpoint every second one, so that many kills strike while one is written."""
 
@@ -78,7 +78,7 @@ def test_a_killed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     assert struck >= 3, f"only {struck} of 5 kills came before the run had ended"
     whole, killed = files(tmp_path / "whole"), files(tmp_path / "killed")
     assert {"model.safetensors", "checkpoints/00006400/optimizer.safetensors"} <= whole.keys()
-    assert {f"ema/{seen:08d}/ema_0.05.safetensors" for seen in range(160, 6401, 160)} <= whole.keys()
+    assert {f"ema/{seen:08d}/ema_0.1.safetensors" for seen in range(320, 6401, 320)} <= whole.keys()
     assert whole.keys() == killed.keys()
     for name, content in whole.items():
         assert killed[name] == content, name

@@ -201,6 +201,10 @@ def test_what_cannot_be_made_is_one_clear_error(folder: Path, tmp_path: Path) ->
         message = f"samples_seen is {seen}; there are 7 snapshots from 96 to 640, the nearest at {near}$"
         with pytest.raises(InputError, match=message):
             reconstruct(folder / "pair", 0.1, seen)
+    with pytest.raises(InputError, match=r"samples_seen is 96\.5; it must be an integer"):
+        reconstruct(folder / "pair", 0.1, 96.5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="nowhere' holds no model"):
+        reconstruct(tmp_path / "nowhere", 0.1)
     shutil.copytree(folder / "pair", tmp_path / "damaged")
     file = tmp_path / "damaged/ema/00000288/ema_0.1.safetensors"
     content = bytearray(file.read_bytes())

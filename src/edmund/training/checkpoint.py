@@ -1,7 +1,7 @@
 """Checkpoints: folders that are whole or detectably not, and hold no code.
 
     checkpoints/00012800/        12 800 samples seen
-        network.safetensors      one file a group of tensors: network, ema, best_ema, optimizer
+        network.safetensors      one file a group of tensors: network, ema, best_ema, ema_WIDTH, optimizer
         state.json               counters, what the run is, and the size and SHA-256 of every file beside it
 
 The snapshots of averages (`snapshots`) are such folders too, in another place, and all stay.

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -49,7 +50,7 @@ def gamma(sigma_rel: float) -> float:
     """The exponent of the profile of relative width sigma_rel, 0 < sigma_rel <= 0.2886 (that of gamma = 0); else
     InputError.
     """
-    if not 0 < sigma_rel <= WIDEST:
+    if isinstance(sigma_rel, bool) or not isinstance(sigma_rel, numbers.Real) or not 0 < sigma_rel <= WIDEST:
         raise InputError(
             f"sigma_rel is {sigma_rel!r}; it must be above 0 and at most 0.2886, the width of a plain mean"
         )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edmund import progress
-from edmund.errors import InputError
+from edmund.errors import InputError, check_count
 from edmund.model import Model, load
 from edmund.training import ema
 from edmund.training.checkpoint import Checkpoint, CheckpointStore, Damaged, check_shapes
@@ -74,13 +74,14 @@ class Snapshots:
         times = [found.samples_seen for found in self._found]
         if samples_seen is None:
             return self._found[-1]
-        if samples_seen not in times:
-            near = sorted(times, key=lambda time: abs(time - samples_seen))[:2]
+        wanted = check_count("samples_seen", samples_seen, least=0)
+        if wanted not in times:
+            near = sorted(times, key=lambda time: abs(time - wanted))[:2]
             raise InputError(
-                f"samples_seen is {samples_seen!r}; there are {len(times)} snapshots from {times[0]} to {times[-1]}, "
+                f"samples_seen is {wanted}; there are {len(times)} snapshots from {times[0]} to {times[-1]}, "
                 f"the nearest at {' and '.join(map(str, sorted(near)))}"
             )
-        return self._found[times.index(samples_seen)]
+        return self._found[times.index(wanted)]
 
     def profile_error(self, width: float, samples_seen: int | None = None) -> float:
         """By how much the profile of the sum misses that of `width`, as `ema.posthoc_error` has it."""
@@ -129,7 +130,6 @@ def reconstruct(
     Raises InputError for a run without snapshots, a damaged one, and a width or time that there cannot be.
     Karras et al. (2024), Section 3.2.
     """
-    snapshots = Snapshots(run_directory)
     model = load(run_directory, network=network)
-    snapshots.fill(model, width, samples_seen)
+    Snapshots(run_directory).fill(model, width, samples_seen)
     return model
