@@ -250,9 +250,15 @@ def test_karras_ve(tmp_path: Path, times: str) -> None:
     assert torch.equal(again.denoiser(x, sigma), made.denoiser(x, sigma))
 
 
+@pytest.fixture(scope="module")
+def one(original: Path) -> edmund.Model:
+    """Its model."""
+    return loaded(original)
+
+
 @pytest.mark.parametrize("sampler", [name for name in samplers.named() if name not in ("adaptive", "dpm_fast")])
-def test_every_sampler(original: Path, sampler: str) -> None:
-    out = loaded(original).sample(1, sampler=sampler, num_steps=5, progress=False)
+def test_every_sampler(one: edmund.Model, sampler: str) -> None:
+    out = one.sample(1, sampler=sampler, num_steps=5, progress=False)
     assert isinstance(out, Tensor) and bool(out.isfinite().all())
 
 
@@ -409,7 +415,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, scheduler: Any, tells: list[st
 
 
 def test_other_parts_are_told_of(plain: Path) -> None:
-    change(plain / "model_index.json", vqvae=["diffusers", "VQModel"], safety_checker=[None, None])
+    change(plain / "model_index.json", vqvae=["diffusers", "VQModel"], safety_checker=[None, None], nothing=[])
     with pytest.warns(pretrained.LeftOut, match="the pipeline has vqvae too"):
         pretrained.load(plain)
 
@@ -529,6 +535,6 @@ def test_convert(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     command.run(plain, tmp_path / "converted")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(tmp_path / "converted")
-    assert lines[1] == "Discrete, 2 x 8 x 8, no classes; by default 50 steps of DDIM."
+    assert lines[1] == "Discrete, 2 x 8 x 8, no classes; 50 steps of DDIM(churn=None, eta=0.0, S_noise=1.0)."
     assert lines[2].startswith("Note: the scheduler clamps D to [-1.0, 1.0] (clip_sample)")
     assert model.load(tmp_path / "converted").formulation == loaded(plain, left_out=1).formulation

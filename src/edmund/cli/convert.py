@@ -8,7 +8,6 @@ from pathlib import Path
 from edmund import pretrained
 from edmund.cli._run import say
 from edmund.errors import InputError
-from edmund.model import Model
 
 
 def run(file: Path, out: Path) -> None:
@@ -20,13 +19,9 @@ def run(file: Path, out: Path) -> None:
         model = pretrained.load(file)
     say(str(model.save(out)))
     shape = " x ".join(map(str, model.shape))
-    say(f"{model.formulation.name}, {shape}, {model.num_classes or 'no'} classes; by default {_sampling(model)}.")
+    parts = model.formulation
+    say(f"{parts.name}, {shape}, {model.num_classes or 'no'} classes; {parts.num_steps} steps of {parts.sampler}.")
     for warning in caught:
         say(f"Note: {warning.message}.")
     say("Next:")
     say(f"  edmund sample {out} -n 16")
-
-
-def _sampling(model: Model) -> str:
-    parts = model.formulation
-    return f"{parts.num_steps} steps of {type(parts.sampler).__name__}"

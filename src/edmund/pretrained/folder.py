@@ -70,7 +70,7 @@ def load_folder(folder: Path) -> Model:
     except InputError as error:
         raise InputError(f"path {str(folder)!r} cannot be used: {error}") from error
     others = [name for name in index if not name.startswith("_") and name not in ("unet", "scheduler")]
-    others = [name for name in others if isinstance(index[name], list) and index[name][0] is not None]
+    others = [name for name in others if isinstance(index[name], list) and any(index[name])]
     if others:
         _leave_out(
             f"the pipeline has {', '.join(others)} too: samples are what its UNet makes, before or without those"
@@ -216,7 +216,7 @@ def _warn_of(options: Mapping[str, Any], formulation: Formulation) -> None:
             f"the scheduler clamps D to [-{bound}, {bound}] (clip_sample), the model does not: sample "
             f"guidance.StaticThresholding(model.denoiser, {bound}) to do so"
         )
-    solver = f"the model's own is {formulation.sampler.name}"
+    solver = f"its sampler is {formulation.sampler}"
     for name, carried in (
         ("variance_type", (None, "fixed_small", "fixed_small_log")),
         ("solver_order", (2,)),
