@@ -22,6 +22,7 @@ def run(directory: Path, n: int, options: dict[str, Any], *, out: Path | None, d
     folder = make_folder(out if out is not None else directory / "evaluation")
     given = {key: value for key, value in options.items() if value is not None}
     given["sampler"] = pick_sampler(model, given.get("sampler"), {})
+    say(f"{n} samples by {given['sampler']}, {given.get('num_steps', model.formulation.num_steps)} steps")
     show(report_on(model, train, held_out, folder, n=n, **given))
 
 
@@ -33,6 +34,12 @@ def show(report: Report) -> None:
         table.add_column(heading, justify="left" if heading == "measure" else "right")
     rows = (
         ("Frechet distance to the real data (real: of two halves)", "frechet", "frechet_real", ".4g"),
+        (
+            "the same in a classifier's features (real: of held-out data)",
+            "feature_frechet",
+            "feature_frechet_real",
+            ".4g",
+        ),
         ("distance to the nearest training sample, over held-out data's", "nearest_ratio", "nearest_ratio_real", ".3f"),
         ("near-copies of training samples", "near_copies", "near_copies_real", ".2%"),
         ("told from held-out data by a classifier (.5: not at all)", "two_sample", "two_sample_real", ".3f"),
@@ -43,5 +50,7 @@ def show(report: Report) -> None:
         if key in metrics:
             table.add_row(text, format(metrics[key], form), "" if real is None else format(metrics[real], form))
     console.print(table)
+    if "left_out" in metrics:
+        say(f"no distance in a classifier's features: {metrics['left_out']['feature_frechet']}")
     for file in report.files.values():
         say(str(file))

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from edmund import plots
+from edmund.arguments import device_of
 from edmund.data import DataSet
 from edmund.errors import InputError
-from edmund.metrics import sample_report
+from edmund.metrics import ImageClassifier, no_classifier_because, sample_report, shrink, train_classifier
+from edmund.metrics.classifier import MOST_IMAGES
+from edmund.metrics.features import count_in_common
 from edmund.model import Model
 from edmund.sample import Trajectory
 
 # Real data beyond this many add nothing to the metrics but time.
 _REAL_LIMIT = 10_000
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,18 @@ def everything(dataset: DataSet, limit: int = _REAL_LIMIT) -> tuple[Tensor, Tens
     return y, labels if labels is not None and labels.ndim == 1 else None
 
 
+def classifier_of(train: DataSet, model: Model, *, progress: bool = True) -> ImageClassifier:
+    """The classifier of a labelled training set, trained where the model is; the same for every model of these data."""
+    count = min(len(train), MOST_IMAGES)
+    images, labels = [], []
+    for indices in torch.split(torch.linspace(0, len(train) - 1, count).round().long(), _CHUNK):
+        y, condition = train.__getitems__(indices.tolist())
+        images.append(shrink(y))
+        labels.append(condition["labels"])
+    device = device_of(None, model.denoiser, None, {})
+    return train_classifier(torch.cat(images), torch.cat(labels), device=device, progress=progress)
+
+
 def value_range(dataset: DataSet) -> tuple[float, float]:
     """The range in which pictures of the data are drawn: what the format allows, or what the data reach."""
     if dataset.value_range is not None:
@@ -80,7 +96,9 @@ def evaluate(
 ) -> Report:
     """Draws n samples, each class in turn, and writes metrics.json and pictures to `directory`.
 
-    options: keyword arguments of `edmund.sample`. Raises InputError for a model and data of different shapes.
+    Where the data are images with labels, a classifier is trained on them first; where its features cannot be compared,
+    metrics["left_out"] says why. options: keyword arguments of `edmund.sample`. Raises InputError for a model and data
+    of different shapes.
     """
     if model.shape != tuple(train.shape):
         raise InputError(f"the data have shape {tuple(train.shape)}, the model was trained on {model.shape}")
@@ -89,8 +107,16 @@ def evaluate(
     samples = model.sample(n, **condition, **options)
     assert isinstance(samples, Tensor)
     (real, real_labels), (kept, kept_labels) = everything(train), everything(held_out)
-    levels = whole_levels(train)
-    metrics = sample_report(samples, labels, real, real_labels, kept, kept_labels, levels=levels)
+    count = min(n, len(kept))
+    if labels is not None and kept_labels is not None:
+        count = int(count_in_common(labels, kept_labels).sum())
+    left_out = no_classifier_because(model.shape, real_labels, [count])
+    classifier = None if left_out else classifier_of(train, model, progress=options.get("progress", True))
+    metrics = sample_report(
+        samples, labels, real, real_labels, kept, kept_labels, classifier=classifier, levels=whole_levels(train)
+    )
+    if left_out:
+        metrics["left_out"] = {"feature_frechet": left_out}
     directory.mkdir(parents=True, exist_ok=True)
     files = {"metrics": directory / "metrics.json"}
     files["metrics"].write_text(json.dumps(metrics, indent=2) + "\n")

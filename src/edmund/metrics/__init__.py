@@ -1,6 +1,9 @@
-"""How good are samples? Each measure compares sets [N, *] on their raw values; no network, no internet is asked."""
+"""How good are samples? Each measure compares sets [N, *] on their raw values or, for labelled images, in the features
+of a small classifier that is trained on the spot; nothing is downloaded.
+"""
 
-from edmund.metrics.agreement import Agreement, agreement
+from edmund.metrics.agreement import Agreement, agreement, agreement_of
+from edmund.metrics.classifier import ImageClassifier, no_classifier_because, shrink, train_classifier
 from edmund.metrics.frechet import frechet_distance, frechet_of_moments, moments
 from edmund.metrics.neighbours import Neighbours, nearest_distances, neighbours
 from edmund.metrics.report import frechet_of_halves, round_to_levels, sample_report
@@ -8,15 +11,20 @@ from edmund.metrics.two_sample import two_sample_accuracy
 
 __all__ = [
     "Agreement",
+    "ImageClassifier",
     "Neighbours",
     "agreement",
+    "agreement_of",
     "frechet_distance",
     "frechet_of_halves",
     "frechet_of_moments",
     "moments",
     "nearest_distances",
     "neighbours",
+    "no_classifier_because",
     "round_to_levels",
     "sample_report",
+    "shrink",
+    "train_classifier",
     "two_sample_accuracy",
 ]

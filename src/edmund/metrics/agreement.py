@@ -1,14 +1,17 @@
 """Agreement: does a sample show the class that it was asked to show?
 
-A classifier (a support vector machine with a Gaussian kernel) learns the classes from real data and is asked about the
-samples. Its accuracy on held-out real data is the reference: samples cannot be expected to agree more often. The
-measure says nothing of quality or variety: the average of two digits of a class agrees more often than a real digit
-does.
+A classifier learns the classes from real data and is asked about the samples: a support vector machine with a Gaussian
+kernel in `agreement`, any other in `agreement_of`. Its accuracy on held-out real data is the reference: samples cannot
+be expected to agree more often. The measure says nothing of quality or variety: the average of two digits of a class
+agrees more often than a real digit does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from edmund.errors import InputError
 from edmund.metrics.features import Data, class_labels, flatten_pair
@@ -48,13 +51,25 @@ def agreement(
     known = set(real_target.tolist())
     if len(known) < 2:
         raise InputError(f"train_labels has the one class {known.pop()}; a classifier needs at least two")
-    for argument, values in (("labels", target), ("held_out_labels", other_target)):
+    check_known(known, labels=target, held_out_labels=other_target)
+
+    classifier = SVC(gamma="scale").fit(real.double().numpy(), real_target.numpy())
+    seen, seen_other = (torch.from_numpy(classifier.predict(rows.double().numpy())) for rows in (asked, other))
+    return agreement_of(seen, target, seen_other, other_target)
+
+
+def agreement_of(seen: Tensor, asked: Tensor, seen_held_out: Tensor, held_out_labels: Tensor) -> Agreement:
+    """Agreement of the classes `seen` by a classifier in samples with those `asked` for, [N] integers both; and its
+    accuracy, from the classes that it saw in held-out data and their labels, [M] both.
+    """
+    agrees, correct = (seen == asked).double(), (seen_held_out == held_out_labels).double()
+    per_class = {c: float(agrees[asked == c].mean()) for c in sorted(set(asked.tolist()))}
+    return Agreement(per_class, float(agrees.mean()), float(correct.mean()))
+
+
+def check_known(known: set[int], **labels: Tensor) -> None:
+    """InputError for a class in one of the `labels` that the classifier does not know, by the argument's name."""
+    for argument, values in labels.items():
         strange = set(values.tolist()) - known
         if strange:
             raise InputError(f"{argument} has the class {min(strange)}, which train_labels does not have")
-
-    classifier = SVC(gamma="scale").fit(real.double().numpy(), real_target.numpy())
-    agrees = classifier.predict(asked.double().numpy()) == target.numpy()
-    correct = classifier.predict(other.double().numpy()) == other_target.numpy()
-    per_class = {c: float(agrees[target.numpy() == c].mean()) for c in sorted(set(target.tolist()))}
-    return Agreement(per_class, float(agrees.mean()), float(correct.mean()))

@@ -1,8 +1,8 @@
 """What every measure compares: data sets as rows of raw features.
 
 A set is a tensor or array [N, *] of images, fields or vectors in the user's units; its features are the values
-themselves, flattened to [N, D]. No network is asked for better ones, so a measure here means the same on every machine
-and for every kind of data.
+themselves, flattened to [N, D], which mean the same on every machine and for every kind of data. Those of a network are
+in `edmund.metrics.classifier`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,19 @@ def class_labels(argument: str, labels: Data, count: int) -> Tensor:
             f"{argument} has the value {int(tensor.min())}; classes are counted from 0, and every sample needs one here"
         )
     return tensor.long()
+
+
+def optional_labels(argument: str, labels: Data, count: int) -> Tensor:
+    """As `class_labels`, but -1 is allowed and says that a sample has no class."""
+    tensor = torch.as_tensor(labels).detach().cpu()
+    missing = tensor == -1
+    return torch.where(missing, -1, class_labels(argument, torch.where(missing, 0, tensor), count))
+
+
+def count_in_common(first: Tensor, second: Tensor) -> Tensor:
+    """Of each class the number [classes] that both sets have, by their labels [N] and [M] (-1: none)."""
+    most = int(max(first.max(), second.max(), torch.tensor(0))) + 1
+    return torch.minimum(*(torch.bincount(labels[labels >= 0], minlength=most) for labels in (first, second)))
 
 
 def subsample(rows: Tensor, limit: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
