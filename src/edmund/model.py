@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edmund import formulation as formulations
-from edmund import networks, transform
+from edmund import networks, speed, transform
 from edmund.denoiser import Denoiser, Preconditioned, condition_names
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count, unknown
@@ -94,6 +94,20 @@ class Model:
     def to(self, device: torch.device | str) -> Model:
         """The same model with its weights on another device."""
         self.denoiser.to(known_device(device))
+        return self
+
+    def optimise(self, *, precision: str | None = None, compile: bool = False) -> Model:
+        """The same model made faster to evaluate on the device where it is: move it first, then optimise it.
+
+        Convolutions get channels-last weights, and EDM2's networks weights normalised once; D changes by rounding
+        alone, a few 1e-7 of its norm in float32. precision: "bf16", or "fp16" on a GPU, for the network: F changes by
+        up to 1e-2 of its norm, the preconditioning and the sampler's state stay as they are; "fp32", and None: the
+        network's own. compile: torch.compile at the first call of each shape, with CUDA graphs on a GPU and laid-out
+        weights on a CPU (1e-5). Raises InputError for another precision, and for what this machine cannot do.
+
+        The model is in evaluation mode then, and what `save` writes has its precision.
+        """
+        speed.optimise(self.network, precision=precision, compile=compile)
         return self
 
     def sample(

@@ -97,7 +97,8 @@ class Preconditioned(nn.Module):
 
     def with_extra(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> tuple[Tensor, Tensor]:
         """(D(x; sigma), the network's extra channels [B, extra_channels, *] as they are)."""
-        return self._evaluate(x, sigma, condition)
+        denoised, extra = self._evaluate(x, sigma, condition)
+        return denoised, extra.clone()  # a CUDA graph writes its next output over this one
 
     def _evaluate(self, x: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if self.known_conditions is not None:

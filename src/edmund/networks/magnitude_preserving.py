@@ -42,12 +42,12 @@ def normalise(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 def mp_silu(x: Tensor) -> Tensor:
     """SiLU that maps a unit normal to unit magnitude."""
-    return F.silu(x) / _SILU_MAGNITUDE
+    return F.silu(x).div_(_SILU_MAGNITUDE)
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
     """(1 - t) a + t b, over the magnitude that it has for uncorrelated a and b."""
-    return torch.lerp(a, b, t) / math.hypot(1 - t, t)
+    return torch.lerp(a, b, t).div_(math.hypot(1 - t, t))
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
@@ -64,22 +64,42 @@ class MPConv(nn.Module):
     The normalisation is in float32 whatever the dtype of the weight; the product is in x's.
     """
 
+    frozen: Tensor | None
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int | None = None) -> None:
         super().__init__()
         window = () if kernel is None else (kernel, kernel)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *window))
+        self.register_buffer("frozen", None, persistent=False)
 
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        """gain times the map of x [..., in_channels] or [B, in_channels, H, W]; the padding keeps the size."""
-        dims = tuple(range(1, self.weight.ndim))
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """gain (None: 1) times the map of x [..., in_channels] or [B, in_channels, H, W], padded to keep the size."""
         if self.training:
             with torch.no_grad():
-                self.weight.copy_(normalise(self.weight, dims))
-        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        weight = (normalise(weight, dims) * (gain / math.sqrt(weight[0].numel()))).to(x.dtype)
+                self.weight.copy_(normalise(self.weight, tuple(range(1, self.weight.ndim))))
+        weight = self._unit_norms() if self.frozen is None else self.frozen
+        weight = (weight if gain is None else weight * gain).to(x.dtype)
         if weight.ndim == 2:
             return F.linear(x, weight)
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Normalises the weight once, for evaluation, until it is trained or loaded again."""
+        self.frozen = self._unit_norms()
+
+    def _unit_norms(self) -> Tensor:
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        return normalise(weight, tuple(range(1, weight.ndim))) / math.sqrt(weight[0].numel())
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.frozen = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.frozen = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 class MPFourier(nn.Module):

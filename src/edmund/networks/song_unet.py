@@ -32,6 +32,7 @@ from edmund.networks._blocks import (
     Style,
     check_filter,
     group_norm,
+    silu,
     zero,
 )
 from edmund.networks.conditioning import (
@@ -267,7 +268,7 @@ class SongUNet(LevelledUNet):
     def join(self, name: str, h: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         """The level's h with the carried input in it."""
         if self.encoder == "residual":
-            h = (h + self.enc[f"{name}_aux_residual"](aux)) * _GAIN
+            h = (h + self.enc[f"{name}_aux_residual"](aux)).mul_(_GAIN)
             return h, h
         if self.encoder == "skip":
             aux = self.enc[f"{name}_aux_down"](aux)
@@ -279,5 +280,5 @@ class SongUNet(LevelledUNet):
         if level and self.decoder == "standard":
             return None
         name = self.levels[level]
-        here: Tensor = self.dec[f"{name}_aux_conv"](F.silu(self.dec[f"{name}_aux_norm"](h)))
+        here: Tensor = self.dec[f"{name}_aux_conv"](silu(self.dec[f"{name}_aux_norm"](h)))
         return here if out is None else self.dec[f"{name}_aux_up"](out) + here

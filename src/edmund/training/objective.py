@@ -18,6 +18,7 @@ from edmund.denoiser import Preconditioned, drop_condition
 from edmund.formulation import Formulation
 from edmund.loss import DenoisingLoss
 from edmund.noise_density import NoiseDensity
+from edmund.speed import PRECISIONS
 from edmund.training.batches import Batch
 from edmund.training.order import Part, seed_for
 from edmund.transform import Transform
@@ -27,8 +28,6 @@ _NOISE = 1 << 40
 _LEVEL = _NOISE + 1
 _DROP = _NOISE + 2
 
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class Objective(nn.Module):
     """The sum over a part of the weighted denoising losses, times a factor: a scalar, for `backward`."""
@@ -36,13 +35,13 @@ class Objective(nn.Module):
     def __init__(self, denoiser: Preconditioned, formulation: Formulation, precision: str) -> None:
         super().__init__()
         self.loss = DenoisingLoss(denoiser, formulation.loss_weight)
-        self.autocast = AUTOCAST[precision]
+        self.precision = PRECISIONS[precision]
 
     def forward(
         self, x: Tensor, sigma: Tensor, normals: Tensor, condition: Mapping[str, Tensor], factor: float
     ) -> Tensor:
         """x [B, *] clean, in the model's units; sigma [B]; normals like x."""
-        with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             losses: Tensor = self.loss(x, sigma, normals, condition)
         return losses.sum() * factor
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from edmund.errors import InputError, check_count, check_positive, unknown
+from edmund.speed import PRECISIONS
 from edmund.training.augmentation import Augmentation
 from edmund.training.ema import HalfLife, PowerFunction, Profile
 from edmund.training.learning_rate import SCHEDULES, learning_rate
 
 OPTIMIZERS = ("adam", "adamw")
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 _TRANSFORMS = tuple(field.name for field in dataclasses.fields(Augmentation) if field.name != "probability")
 
