@@ -3,8 +3,8 @@
 In raw pixels a digit moved by a pixel is as far away as another digit, and a Frechet distance sees colour and blur but
 no shape. What a classifier computes just before it decides keeps what distinguishes the classes and forgets where
 exactly things lie (the idea of the FID, Heusel et al. 2017, arXiv 1706.08500, whose Inception network needs a download
-and photographs of 299 pixels). Here the network is trained on the very data that the model was trained on, in about a
-minute, so it needs labels and nothing else, and its distances compare models of one data set with each other.
+and photographs of 299 pixels). Here the network is trained on the very data that the model was trained on, in a
+minute or two, so it needs labels and nothing else, and its distances compare models of one data set with each other.
 
 The network is a residual one: 3 x 3 convolutions, each with batch normalisation and ReLU, at three resolutions with 32,
 96 and 192 channels; at each resolution one more convolution whose output is added to its input; then a 1 x 1
@@ -137,12 +137,12 @@ def train_classifier(
     """Trains the classifier on images [N, C, H, W] in any units with `labels` [N], -1 for none; at most 60 000 of them.
 
     Every channel is brought to mean 0 and variance 1, and sides of more than 32 are averaged down to 32: finer detail
-    is not seen. 320 000 images are shown, repeats included, but none more than 10 times: on two cores about a minute
-    for images of 32 x 32, seconds for the 1797 digits. On processors and GPUs that have bfloat16 the convolutions run
+    is not seen. 320 000 images are shown, repeats included, but none more than 10 times: on two cores a minute
+    and a half for images of 32 x 32, seconds for the 1797 digits. On processors and GPUs that have bfloat16 the convolutions run
     in it.
 
     The same images in the same order, `seed`, machine and number of threads give the same network. Another machine or
-    order gives one as good, whose distances differ by some per cent: compare distances of one classifier.
+    order gives one as good, whose distances may differ by a quarter: compare distances of one classifier.
 
     Raises InputError for images of other than three axes or of a side below 8, fewer than 128 with labels, one class,
     and values that are not finite.
