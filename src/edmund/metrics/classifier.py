@@ -138,8 +138,8 @@ def train_classifier(
 
     Every channel is brought to mean 0 and variance 1, and sides of more than 32 are averaged down to 32: finer detail
     is not seen. 320 000 images are shown, repeats included, but none more than 10 times: on two cores a minute
-    and a half for images of 32 x 32, seconds for the 1797 digits. On processors and GPUs that have bfloat16 the convolutions run
-    in it.
+    and a half for images of 32 x 32, seconds for the 1797 digits. On processors and GPUs that have bfloat16 the
+    convolutions run in it.
 
     The same images in the same order, `seed`, machine and number of threads give the same network. Another machine or
     order gives one as good, whose distances may differ by a quarter: compare distances of one classifier.
