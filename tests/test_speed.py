@@ -152,7 +152,7 @@ def test_bad_input(monkeypatch):
     with pytest.raises(InputError, match="precision is 'fp16', which needs a GPU"):
         model.optimise(precision="fp16")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"compile is True, but no C\+\+ compiler is found"):
+    with pytest.raises(InputError, match=r"compile is True, but none of the compilers g\+\+"):
         model.optimise(compile=True)
 
 

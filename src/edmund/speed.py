@@ -53,4 +53,4 @@ def _check_compiler(device: torch.device) -> None:
         return  # triton, which comes with PyTorch there
     known = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
     if not any(shutil.which(name) for name in known):
-        raise InputError(f"compile is True, but no C++ compiler is found ({', '.join(known)}); install one, or leave it")
+        raise InputError(f"compile is True, but there is none of the compilers {', '.join(known)}; install one")
