@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 HEAVY = [
+    "diffusers",
     "accelerate",
     "sklearn",
     "scipy",

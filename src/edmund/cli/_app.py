@@ -27,6 +27,13 @@ Device = Annotated[
         help="Device to compute on, such as cuda. [default: cuda if there is one, else cpu]", show_default=False
     ),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: the model's own]", show_default=False),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first: minutes, which long sampling wins back.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key of the config; may be repeated."),
@@ -137,9 +144,12 @@ def sample(
     batch_size: BatchSize = None,
     out: Out = None,
     device: Device = None,
+    precision: Precision = None,
+    compile: Compile = False,
 ) -> None:
     """Draw samples: a picture and an .npz."""
     from edmund.cli import sample as command
+    from edmund.cli._run import Network
 
     solver = {"s_churn": s_churn, "s_min": s_min, "s_max": s_max, "s_noise": s_noise}
     options = {
@@ -159,7 +169,7 @@ def sample(
         options,
         trajectory=trajectory,
         out=out,
-        device=device,
+        network=Network(device, precision, compile),
     )
 
 
@@ -172,11 +182,15 @@ def evaluate(
     batch_size: BatchSize = None,
     out: Out = None,
     device: Device = None,
+    precision: Precision = None,
+    compile: Compile = False,
 ) -> None:
     """Judge a run's samples beside the real data: metrics.json and pictures."""
     from edmund.cli import evaluate as command
+    from edmund.cli._run import Network
 
-    command.run(run, n, {"num_steps": steps, "sampler": sampler, "batch_size": batch_size}, out=out, device=device)
+    options = {"num_steps": steps, "sampler": sampler, "batch_size": batch_size}
+    command.run(run, n, options, out=out, network=Network(device, precision, compile))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -41,9 +42,22 @@ def read_config(run: Path) -> Config:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
+class Network(NamedTuple):
+    """How a run's network is evaluated: on which device (None: the GPU if there is one), see `Model.optimise`."""
+
+    device: str | None
+    precision: str | None
+    compile: bool
+
+
 def load_model(run: Path, device: str | None) -> Model:
     """A run's model, on the device asked for, or on the GPU if there is one."""
     return load(run, device=pick_device(device))
+
+
+def load_optimised(run: Path, network: Network) -> Model:
+    """A run's model, made fast to evaluate."""
+    return load_model(run, network.device).optimise(precision=network.precision, compile=network.compile)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -7,17 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
-from edmund.cli._run import console, load_model, make_folder, pick_sampler, read_config, say
+from edmund.cli._run import Network, console, load_optimised, make_folder, pick_sampler, read_config, say
 from edmund.errors import InputError
 from edmund.images.report import Report
 from edmund.images.report import evaluate as report_on
 
 
-def run(directory: Path, n: int, options: dict[str, Any], *, out: Path | None, device: str | None) -> None:
+def run(directory: Path, n: int, options: dict[str, Any], *, out: Path | None, network: Network) -> None:
     """The command."""
     if n < 20:
         raise InputError(f"-n is {n}; a distribution cannot be judged by fewer than 20 samples")
-    model = load_model(directory, device)
+    model = load_optimised(directory, network)
     train, held_out = read_config(directory).datasets()
     folder = make_folder(out if out is not None else directory / "evaluation")
     given = {key: value for key, value in options.items() if value is not None}

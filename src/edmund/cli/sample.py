@@ -13,7 +13,8 @@ from torch import Tensor
 from edmund import guidance, plots
 from edmund.cli._run import (
     CONFIG_FILE,
-    load_model,
+    Network,
+    load_optimised,
     make_folder,
     parse_interval,
     parse_numbers,
@@ -55,10 +56,10 @@ def run(
     *,
     trajectory: bool,
     out: Path | None,
-    device: str | None,
+    network: Network,
 ) -> None:
     """The command."""
-    model = load_model(directory, device)
+    model = load_optimised(directory, network)
     numbers = _seeds(n, seeds)
     asked = _labels(labels, len(numbers), model)
     options = {key: value for key, value in options.items() if value is not None}
