@@ -27,6 +27,14 @@ Device = Annotated[
         help="Device to compute on, such as cuda. [default: cuda if there is one, else cpu]", show_default=False
     ),
 ]
+Weight = Annotated[
+    float | None,
+    typer.Option(help="Weight w of classifier-free guidance towards the labels; 1 is off.", show_default=False),
+]
+Interval = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Guide only between these noise levels. [default: all]", show_default=False),
+]
 Precision = Annotated[
     str | None,
     typer.Option(help="Precision of the network: fp32, bf16 or fp16. [default: the model's own]", show_default=False),
@@ -130,16 +138,8 @@ def sample(
             help="One argument of the sampler, such as order=2 or eta=0.5; may be repeated.",
         ),
     ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Weight w of classifier-free guidance towards the labels; 1 is off.", show_default=False),
-    ] = None,
-    interval: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW,HIGH", help="Guide only between these noise levels. [default: all]", show_default=False
-        ),
-    ] = None,
+    guidance: Weight = None,
+    interval: Interval = None,
     trajectory: Annotated[bool, typer.Option("--trajectory", help="Keep every step, and draw it.")] = False,
     batch_size: BatchSize = None,
     out: Out = None,
@@ -149,6 +149,7 @@ def sample(
 ) -> None:
     """Draw samples: a picture and an .npz."""
     from edmund.cli import sample as command
+    from edmund.cli._guide import Guide
     from edmund.cli._run import Network
 
     solver = {"s_churn": s_churn, "s_min": s_min, "s_max": s_max, "s_noise": s_noise}
@@ -165,7 +166,7 @@ def sample(
         seeds,
         labels,
         command.Solver(sampler, solver, set_ or []),
-        command.Guide(guidance, interval),
+        Guide(guidance, interval),
         options,
         trajectory=trajectory,
         out=out,
@@ -179,6 +180,8 @@ def evaluate(
     n: Annotated[int, typer.Option("-n", help="Number of samples to judge.")] = 2000,
     steps: Steps = None,
     sampler: Sampler = None,
+    guidance: Weight = None,
+    interval: Interval = None,
     batch_size: BatchSize = None,
     out: Out = None,
     device: Device = None,
@@ -187,10 +190,11 @@ def evaluate(
 ) -> None:
     """Judge a run's samples beside the real data: metrics.json and pictures."""
     from edmund.cli import evaluate as command
+    from edmund.cli._guide import Guide
     from edmund.cli._run import Network
 
     options = {"num_steps": steps, "sampler": sampler, "batch_size": batch_size}
-    command.run(run, n, options, out=out, network=Network(device, precision, compile))
+    command.run(run, n, Guide(guidance, interval), options, out=out, network=Network(device, precision, compile))
 
 
 @app.command()

@@ -7,13 +7,14 @@ from typing import Any
 
 from rich.table import Table
 
+from edmund.cli._guide import Guide, guided
 from edmund.cli._run import Network, console, load_optimised, make_folder, pick_sampler, read_config, say
 from edmund.errors import InputError
 from edmund.images.report import Report
 from edmund.images.report import evaluate as report_on
 
 
-def run(directory: Path, n: int, options: dict[str, Any], *, out: Path | None, network: Network) -> None:
+def run(directory: Path, n: int, guide: Guide, options: dict[str, Any], *, out: Path | None, network: Network) -> None:
     """The command."""
     if n < 20:
         raise InputError(f"-n is {n}; a distribution cannot be judged by fewer than 20 samples")
@@ -21,8 +22,10 @@ def run(directory: Path, n: int, options: dict[str, Any], *, out: Path | None, n
     train, held_out = read_config(directory).datasets()
     folder = make_folder(out if out is not None else directory / "evaluation")
     given = {key: value for key, value in options.items() if value is not None}
+    given["denoiser"] = guided(model, guide, None, directory)
     given["sampler"] = pick_sampler(model, given.get("sampler"), {})
-    say(f"{n} samples by {given['sampler']}, {given.get('num_steps', model.formulation.num_steps)} steps")
+    weight = "" if guide.w is None else f", guidance {guide.w:g}"
+    say(f"{n} samples by {given['sampler']}, {given.get('num_steps', model.formulation.num_steps)} steps{weight}")
     show(report_on(model, train, held_out, folder, n=n, **given))
 
 

@@ -10,19 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edmund import guidance, plots
+from edmund import plots
+from edmund.cli._guide import Guide, guided
 from edmund.cli._run import (
-    CONFIG_FILE,
     Network,
     load_optimised,
     make_folder,
-    parse_interval,
     parse_numbers,
     pick_sampler,
-    read_config,
     say,
 )
-from edmund.denoiser import Denoiser
 from edmund.errors import InputError
 from edmund.images.report import as_condition, class_labels, draw_trajectory, is_image
 from edmund.model import Model
@@ -36,13 +33,6 @@ class Solver(NamedTuple):
     name: str | None
     churn: Mapping[str, float | None]
     assignments: Sequence[str]
-
-
-class Guide(NamedTuple):
-    """What is asked of guidance: the weight w, and the interval of sigma as "low,high"."""
-
-    w: float | None
-    interval: str | None
 
 
 def run(
@@ -64,7 +54,7 @@ def run(
     asked = _labels(labels, len(numbers), model)
     options = {key: value for key, value in options.items() if value is not None}
     options["sampler"] = pick_sampler(model, *solver)
-    options["denoiser"] = _guided(model, guide, labels, directory)
+    options["denoiser"] = guided(model, guide, labels, directory)
     folder = make_folder(out if out is not None else directory / "samples")
     drawn = model.sample(len(numbers), seeds=numbers, return_trajectory=trajectory, **as_condition(asked), **options)
     path = drawn if isinstance(drawn, Trajectory) else None
@@ -118,28 +108,6 @@ def _labels(labels: str | None, n: int, model: Model) -> Tensor | None:
     if len(asked) > n:
         raise InputError(f"--labels {labels!r} names {len(asked)} classes for {n} samples; ask for more samples")
     return asked.repeat(-(-n // len(asked)))[:n]
-
-
-def _guided(model: Model, guide: Guide, labels: str | None, directory: Path) -> Denoiser:
-    """The model's denoiser with classifier-free guidance, if that is asked for."""
-    if guide.w is None:
-        if guide.interval is not None:
-            raise InputError(f"--interval is {guide.interval!r} without --guidance; it says where to guide")
-        return model.denoiser
-    interval = None if guide.interval is None else parse_interval("--interval", guide.interval)
-    guided = guidance.ClassifierFree(model.denoiser, guide.w, interval)
-    if guide.w == 1:  # off: asks nothing of the model
-        return guided
-    if not model.num_classes:
-        raise InputError(f"--guidance is {guide.w}, but the model has no classes to guide towards")
-    if labels == "none":
-        raise InputError(f"--guidance is {guide.w}, but --labels is 'none': there is no class to guide towards")
-    if (directory / CONFIG_FILE).is_file() and read_config(directory).options().label_dropout == 0:
-        raise InputError(
-            f"--guidance is {guide.w}, but the run was trained with training.label_dropout 0: its network never "
-            f"saw a sample without its label; train one with `edmund train CONFIG --set training.label_dropout=0.1`"
-        )
-    return guided
 
 
 def _limits(model: Model, samples: Tensor) -> tuple[float, float]:
