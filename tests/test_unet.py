@@ -107,3 +107,25 @@ def test_x_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 def test_bad_options_are_named(option: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"^{option}"):
         small(**{option: value})
+
+
+def test_patches_are_channels_of_a_coarser_image() -> None:
+    network = awake(small(in_channels=2, image_channels=1, patch=2))
+    plain = small(in_channels=8, image_channels=4)
+    plain.load_state_dict(network.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x, image = torch.randn(2, 2, 12, 8, generator=generator), torch.randn(2, 1, 12, 8, generator=generator)
+
+    def coarse(y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pixel_unshuffle(y, 2)
+
+    with torch.no_grad():
+        out = network(x, torch.zeros(2), image=image)
+        assert torch.equal(coarse(out), plain(coarse(x), torch.zeros(2), image=coarse(image)))
+
+
+def test_sides_that_are_no_whole_patches_are_refused() -> None:
+    with pytest.raises(InputError, match=r"x has shape \[1, 1, 9, 8\].*multiples of 2"):
+        small(patch=2)(torch.zeros(1, 1, 9, 8), torch.zeros(1))
+    with pytest.raises(InputError, match="patch is 0"):
+        small(patch=0)

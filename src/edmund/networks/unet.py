@@ -80,15 +80,16 @@ class _Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Conditional UNet: x [B, in_channels, H, W] -> [B, out_channels, H, W], any H and W.
+    """Conditional UNet: x [B, in_channels, H, W] -> [B, out_channels, H, W], any H and W that `patch` divides.
 
     in_channels: channels of x; channels: width of the first level (the embedding has four times as many); channel_mult:
     width of each level, as multiples of it; blocks: residual blocks a level and direction (the coarsest has twice as
     many); attention_levels: levels with self-attention, 0 the finest, None: only the coarsest (its cost grows with the
     square of the level's pixels: give larger images more levels); label_dim: number of classes or width of label
     vectors; context_dim: width of the context; image_channels: channels of the image condition; augment_dim: width of
-    the augment labels; dropout: probability inside the blocks; out_channels: channels of F, `in_channels` when None
-    (more: extra outputs such as a learned variance).
+    the augment labels; dropout: probability inside the blocks; patch: side of the squares of pixels that are taken as
+    the channels of one, so that the finest level is a grid of H/patch x W/patch, at a fraction of the cost (Luhman &
+    Luhman 2022); out_channels: channels of F, `in_channels` when None (more: extra outputs such as a learned variance).
     """
 
     name: ClassVar[str] = "unet"
@@ -105,6 +106,7 @@ class UNet(nn.Module):
         image_channels: int = 0,
         augment_dim: int = 0,
         dropout: float = 0.0,
+        patch: int = 1,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
@@ -137,6 +139,7 @@ class UNet(nn.Module):
             "image_channels": image_channels,
             "augment_dim": augment_dim,
             "dropout": dropout,
+            "patch": patch,
             "out_channels": out_channels,
         }
         self.in_channels = in_channels
@@ -150,7 +153,8 @@ class UNet(nn.Module):
 
         finer = range(len(widths) - 1)
         self.conditioning = Conditioning(embedding_channels, label_dim, context_dim, augment_dim)
-        self.conv_in = nn.Conv2d(in_channels + image_channels, channels, 3, padding=1)
+        self.patch = check_count("patch", patch)
+        self.conv_in = nn.Conv2d((in_channels + image_channels) * patch**2, channels, 3, padding=1)
         self.encoder = nn.ModuleList(stage(level, widths[level] if level else channels, blocks) for level in finer)
         self.down = nn.ModuleList(
             nn.Conv2d(widths[level], widths[level + 1], 3, stride=2, padding=1) for level in finer
@@ -159,14 +163,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(widths[level + 1], widths[level], 1) for level in finer)
         self.decoder = nn.ModuleList(stage(level, 2 * widths[level], blocks) for level in finer)
         self.norm_out = group_norm(widths[0])
-        self.conv_out = zero(
-            nn.Conv2d(
-                widths[0],
-                in_channels if out_channels is None else check_count("out_channels", out_channels),
-                3,
-                padding=1,
-            )
-        )
+        emitted = in_channels if out_channels is None else check_count("out_channels", out_channels)
+        self.conv_out = zero(nn.Conv2d(widths[0], emitted * patch**2, 3, padding=1))
 
     def forward(
         self,
@@ -187,12 +185,18 @@ class UNet(nn.Module):
         Whatever does not fit is an `InputError`.
         """
         check_input(x, c_noise, f"[B, {self.in_channels}, H, W]", self.in_channels, 4)
+        if x.shape[2] % self.patch or x.shape[3] % self.patch:
+            raise InputError(
+                f"x has shape {list(x.shape)}; this network takes patches of {self.patch} x {self.patch} pixels, so "
+                f"height and width must be multiples of {self.patch}"
+            )
         condition_dropped = check_dropped(condition_dropped, x.shape[0], self.conditional)
         image = check_image(
             image, x, [self.image_channels, *x.shape[2:]] if self.image_channels else None, condition_dropped
         )
         embedding = self.conditioning(c_noise, labels, context, augment_labels, condition_dropped, x.dtype)
-        h = self.conv_in(x if image is None else torch.cat([x, image], dim=1))
+        h = x if image is None else torch.cat([x, image], dim=1)
+        h = self.conv_in(F.pixel_unshuffle(h, self.patch))
         left = []
         for encoder, down in zip(self.encoder, self.down, strict=True):
             h = encoder(h, embedding)
@@ -203,4 +207,4 @@ class UNet(nn.Module):
             # A 1 x 1 convolution and nearest-neighbour interpolation commute: on the small grid it costs a quarter.
             h = F.interpolate(up(h), size=skip.shape[2:], mode="nearest")
             h = decoder(torch.cat([h, skip], dim=1), embedding)
-        return self.conv_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
