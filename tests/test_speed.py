@@ -1,10 +1,12 @@
 """Optimised networks: the same function within the stated tolerances."""
 
+import copy
 import dataclasses
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import edmund
@@ -95,22 +97,78 @@ def test_a_bf16_model_is_saved_and_loaded_in_bf16(tmp_path, device, model):
     assert difference(denoised(again, device), denoised(model, device)) < 2e-3
 
 
-def test_normalised_weights_are_made_once_until_trained_or_loaded(device):
+def edm2_model():
+    """A magnitude-preserving model with its uncertainty, as it is after training."""
     torch.manual_seed(0)
-    layer, other = MPConv(4, 5, 3).eval(), MPConv(4, 5, 3)
+    network = SMALL["edm2_unet"]()
+    with torch.no_grad():
+        network.out_gain.fill_(1.0)
+    uncertainty = networks.Uncertainty(magnitude_preserving=True)
+    return edmund.Model(network, formulation.EDM(sigma_data=0.5), shape=(3, 16, 16), uncertainty=uncertainty)
+
+
+def test_normalised_weights_are_made_once(monkeypatch):
+    model = edm2_model()
+    model.denoiser.eval()
+    before = denoised(model, "cpu")
+    model = edm2_model().optimise()
+
+    def unexpected(layer):
+        raise AssertionError("a weight was normalised again")
+
+    monkeypatch.setattr(MPConv, "_unit_norms", unexpected)
+    assert difference(denoised(model, "cpu"), before) < 1e-6
+    model.sample(1, num_steps=2, progress=False)  # which puts the denoiser back into the mode it was in
+    denoised(model, "cpu")
+
+
+def test_an_optimised_model_is_in_evaluation_mode_and_stays_as_it_is():
+    model = edm2_model().optimise()
+    assert not any(module.training for module in model.denoiser.modules())
+    state = {name: value.clone() for name, value in model.denoiser.state_dict().items()}
+    model.denoiser.uncertainty(torch.tensor([0.1, 1.0]))
+    model.sample(1, num_steps=2, progress=False)
+    assert all(torch.equal(value, state[name]) for name, value in model.denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize("how", ["written", "loaded", "trained", "copied"])
+def test_normalised_weights_are_not_used_after_a_change(how):
+    torch.manual_seed(0)
+    layer, other = MPConv(4, 5, 3).eval(), MPConv(4, 5, 3).eval()
     x = torch.randn(2, 4, 6, 6)
+    layer.requires_grad_(False)
     plain = layer(x)
     layer.freeze()
     assert torch.equal(layer(x), plain)
     assert "frozen" not in layer.state_dict()
+    if how == "copied":
+        layer = copy.deepcopy(layer)
+        assert torch.equal(layer(x), plain)
+    if how == "loaded":
+        layer.load_state_dict(other.state_dict())
+    else:
+        if how == "trained":
+            layer.train()
+        with torch.no_grad():
+            layer.weight.copy_(other.weight)
+    assert difference(layer(x), other(x).detach()) < 1e-3
 
-    layer.load_state_dict(other.state_dict())
-    assert torch.equal(layer(x), other.eval()(x))
-    layer.freeze()
-    layer.train()
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["ddpmpp_edm", "ddpmpp_vp", "ncsnpp_edm", "ncsnpp_ve", "adm_edm", "adm_iddpm", "edm2"])
+def test_the_reference_networks_optimised(name, precision, shared, device):
+    """The bounds that `Model.optimise` states, on the original implementation's outputs."""
+    path = shared / "golden" / f"network_{name}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not there")
+    model = edmund.pretrained.load(path).to(device).optimise(precision=precision)
+    io = {key.removeprefix("io."): value for key, value in load_file(path).items() if key.startswith("io.")}
+    condition = {"labels": io["class_labels"]} if "class_labels" in io else {}
+    if "augment_labels" in io:
+        condition["augment_labels"] = io["augment_labels"]
     with torch.no_grad():
-        layer.weight.neg_()
-    assert torch.equal(layer.eval()(x), -other(x)) or torch.allclose(layer(x), -other(x), atol=1e-6)
+        out = model.denoiser(io["x"].to(device), io["sigma"].flatten().to(device), **condition).cpu()
+    assert difference(out, io["denoised"]) < (1e-5 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.slow
@@ -151,8 +209,11 @@ def test_bad_input(monkeypatch):
         model.optimise(precision="half")
     with pytest.raises(InputError, match="precision is 'fp16', which needs a GPU"):
         model.optimise(precision="fp16")
+    with pytest.raises(InputError, match=r"precision: \['bf16'\]"):
+        model.optimise(precision=["bf16"])
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"compile is True, but none of the compilers g\+\+"):
+    with pytest.raises(InputError, match=r"compile is True, but there is no compiler g\+\+"):
         model.optimise(compile=True)
 
 

@@ -100,13 +100,15 @@ class Model:
         """The same model made faster to evaluate on the device where it is: move it first, then optimise it.
 
         Convolutions get channels-last weights, and EDM2's networks weights normalised once; D changes by rounding
-        alone, a few 1e-7 of its norm in float32. precision: "bf16", or "fp16" on a GPU, for the network: F changes by
-        up to 1e-2 of its norm, the preconditioning and the sampler's state stay as they are; "fp32", and None: the
-        network's own. compile: torch.compile at the first call of each shape, with CUDA graphs on a GPU and laid-out
-        weights on a CPU (1e-5). Raises InputError for another precision, and for what this machine cannot do.
+        alone, less than 1e-6 of its norm in float32. precision: "bf16", or "fp16" on a GPU, for the network, for good:
+        its weights are rounded; D changes by less than 1e-2 of its norm, the preconditioning and the sampler's state
+        stay as they are. "fp32", and None: the network's own. compile: torch.compile at the first call of each shape,
+        with CUDA graphs on a GPU (1e-5).
 
-        The model is in evaluation mode then, and what `save` writes has its precision.
+        Raises InputError for another precision, and for what this machine cannot do. The model is in evaluation mode
+        then, and what `save` writes has its precision.
         """
+        self.denoiser.eval()
         speed.optimise(self.network, precision=precision, compile=compile)
         return self
 

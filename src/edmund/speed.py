@@ -6,8 +6,9 @@
   float64 or float32, and so do c_noise and the frequencies that embed it: half precision rounds F alone, which D holds
   times c_out.
 - Normalised weights: a magnitude-preserving network divides its weights by their norms in every call; here once.
-- Compilation: torch.compile fuses what stands between the convolutions; on a GPU it replays the whole call as a CUDA
-  graph, on a CPU it lays out the weights beforehand. It costs minutes at the first call of each shape.
+- Compilation: torch.compile fuses what stands between the convolutions, and on a CUDA device replays the whole call as
+  a CUDA graph. It costs a minute or more at the first call of each shape, and after eight shapes PyTorch compiles no
+  more.
 
 Attention is PyTorch's fused one everywhere already.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Any
+import sys
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def optimise(network: nn.Module, *, precision: str | None = None, compile: bool = False) -> None:
     """Changes `network` in place, for evaluation on the device it is on; see `Model.optimise`."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    if precision is not None and precision not in PRECISIONS:
+    if precision is not None and (not isinstance(precision, str) or precision not in PRECISIONS):
         raise unknown("precision", precision, PRECISIONS)
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision is 'fp16', which needs a GPU, and the model is on the CPU; use 'bf16' or 'fp32'")
@@ -44,13 +45,17 @@ def optimise(network: nn.Module, *, precision: str | None = None, compile: bool 
     if precision is not None:
         network.to(PRECISIONS[precision])
     if compile:
-        options: dict[str, Any] = {"freezing": True} if device.type == "cpu" else {"triton.cudagraphs": True}
-        network.compile(dynamic=False, options=options)
+        network.compile(dynamic=False, options={"triton.cudagraphs": True} if device.type == "cuda" else None)
 
 
 def _check_compiler(device: torch.device) -> None:
-    if device.type != "cpu":
-        return  # triton, which comes with PyTorch there
-    known = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++", "cl"]
-    if not any(shutil.which(name) for name in known):
-        raise InputError(f"compile is True, but there is none of the compilers {', '.join(known)}; install one")
+    """Refuses where torch.compile will not find the compiler that it calls: C++ for a CPU, C (by Triton) for a GPU."""
+    if device.type == "cpu":
+        own = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        variable, names = "CXX", [os.environ.get("CXX") or own]
+    else:
+        variable, names = "CC", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang", "cc"]
+    if not any(shutil.which(name) for name in names):
+        raise InputError(
+            f"compile is True, but there is no compiler {' or '.join(names)}; install one, or name yours in {variable}"
+        )

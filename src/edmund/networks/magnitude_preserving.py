@@ -71,13 +71,14 @@ class MPConv(nn.Module):
         window = () if kernel is None else (kernel, kernel)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *window))
         self.register_buffer("frozen", None, persistent=False)
+        self._frozen_at: int | None = None
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """gain (None: 1) times the map of x [..., in_channels] or [B, in_channels, H, W], padded to keep the size."""
         if self.training:
             with torch.no_grad():
                 self.weight.copy_(normalise(self.weight, tuple(range(1, self.weight.ndim))))
-        weight = self._unit_norms() if self.frozen is None else self.frozen
+        weight = self._unit_norms() if self.frozen is None or self._changed() else self.frozen
         weight = (weight if gain is None else weight * gain).to(x.dtype)
         if weight.ndim == 2:
             return F.linear(x, weight)
@@ -85,21 +86,17 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Normalises the weight once, for evaluation, until it is trained or loaded again."""
+        """Normalises the weight once, for evaluation, until it is changed."""
         self.frozen = self._unit_norms()
+        self._frozen_at = self.weight._version
+
+    def _changed(self) -> bool:
+        """Whether the weight was written to since it was frozen (a compiled network cannot ask)."""
+        return self.training or not (torch.compiler.is_compiling() or self._frozen_at == self.weight._version)
 
     def _unit_norms(self) -> Tensor:
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         return normalise(weight, tuple(range(1, weight.ndim))) / math.sqrt(weight[0].numel())
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self.frozen = None
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.frozen = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class MPFourier(nn.Module):

@@ -38,7 +38,6 @@ class State:
         widths: Sequence[float] = (),
     ) -> None:
         self.model = model.to(device)
-        self.model.denoiser.train()  # an optimised network's fixed weights are let go before they are copied
         self.average = copy.deepcopy(model)
         self.average.denoiser.requires_grad_(False).eval()
         self.dtype = _computing_dtype(model.denoiser)
