@@ -219,6 +219,7 @@ def test_a_size_that_the_levels_cannot_halve_is_refused(size: tuple[int, int]) -
         ("resolution", 18, "multiple of 4"),
         ("resolution", 0, "at least 1"),
         ("attention_resolutions", [32], "16, 8, 4"),
+        ("attention_resolutions", 8, "a list of levels"),
         ("channel_mult", [], "one integer"),
         ("channel_mult", [1, 0], "at least 1"),
     ],

@@ -79,7 +79,7 @@ def test_the_average_of_half_precision_parameters_is_float32() -> None:
     assert torch.allclose(average[0], torch.full((4,), 1 + 2**-7 * (1 - 0.99**100)), atol=1e-6)
 
 
-@pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.3, float("nan"), "0.1", True, None])
+@pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.3, float("nan"), "0.1", True, None, [0.1]])
 def test_a_width_that_no_profile_has_is_refused(sigma_rel: float) -> None:
     with pytest.raises(InputError, match="sigma_rel"):
         PowerFunction(sigma_rel)

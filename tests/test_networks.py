@@ -407,8 +407,11 @@ def test_integer_images_are_refused(name: str) -> None:
         ("augment_dim", -3),
         ("dropout", 1.0),
         ("dropout", -0.1),
+        ("dropout", "a"),
+        ("dropout", None),
+        ("dropout", False),
     ],
 )
 def test_bad_options_are_named(name: str, option: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"^{option} is {value}"):
+    with pytest.raises(InputError, match=f"^{option} is {value!r}"):
         make(name, **{option: value})

@@ -100,6 +100,7 @@ def test_x_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         ("channel_mult", [1, 0]),
         ("attention_levels", [3]),
         ("attention_levels", [-1]),
+        ("attention_levels", 1),
         ("image_channels", -1),
         ("out_channels", 0),
     ],

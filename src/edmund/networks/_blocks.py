@@ -15,7 +15,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,36 @@ def check_filter(taps: Sequence[int]) -> list[int]:
             f"resample_filter is {taps!r}; it must be an even number of symmetric taps, such as [1, 1] or [1, 3, 3, 1]"
         )
     return list(taps)
+
+
+def check_channel_mult(channel_mult: Sequence[int]) -> None:
+    """Refuses what is not one positive integer for each level."""
+    if not isinstance(channel_mult, Sequence) or not channel_mult:
+        raise InputError(f"channel_mult is {channel_mult!r}; it must have one integer for each level, such as [1, 2]")
+    for mult in channel_mult:
+        check_count("channel_mult", mult)
+
+
+def check_attention(argument: str, chosen: Sequence[int], levels: Sequence[int]) -> None:
+    """Refuses `chosen`, the levels with self-attention, if it is no list of some of `levels`."""
+    if not isinstance(chosen, Sequence):
+        raise InputError(f"{argument} is {chosen!r}; it must be a list of levels, of {list(levels)}")
+    for level in chosen:
+        if level not in levels:
+            raise InputError(f"{argument} contains {level!r}; the network's levels are {list(levels)}")
+
+
+def level_sides(resolution: int, channel_mult: Sequence[int], attention_resolutions: Sequence[int]) -> list[int]:
+    """The side of each level, the finest first; InputError where the arguments do not make such levels."""
+    check_channel_mult(channel_mult)
+    multiple = 2 ** (len(channel_mult) - 1)
+    if check_count("resolution", resolution) % multiple:
+        raise InputError(
+            f"resolution is {resolution}; with {len(channel_mult)} levels it must be a multiple of {multiple}"
+        )
+    sides = [resolution >> level for level in range(len(channel_mult))]
+    check_attention("attention_resolutions", attention_resolutions, sides)
+    return sides
 
 
 def _filter(taps: Sequence[int]) -> Tensor:
@@ -212,8 +242,7 @@ class LevelledUNet(nn.Module, ABC):
     ) -> None:
         super().__init__()
         check_count("blocks", blocks)
-        sides = _sides(resolution, channel_mult)
-        _check_attention(attention_resolutions, sides)
+        sides = level_sides(resolution, channel_mult, attention_resolutions)
         self.blocks = blocks
         self.levels = [f"{side}x{side}" for side in sides]
         self.widths = [channels * mult for mult in channel_mult]
@@ -285,25 +314,3 @@ class LevelledUNet(nn.Module, ABC):
     @abstractmethod
     def emit(self, level: int, h: Tensor, out: Tensor | None) -> Tensor | None:
         """The output after `level` (0 the finest), from what leaves the level and the output of the coarser ones."""
-
-
-def _sides(resolution: int, channel_mult: Sequence[int]) -> list[int]:
-    """The side of each level; InputError where `resolution` cannot be halved that often."""
-    if not isinstance(channel_mult, Sequence) or not channel_mult:
-        raise InputError(f"channel_mult is {channel_mult!r}; it must have one integer for each level, such as [1, 2]")
-    for mult in channel_mult:
-        check_count("channel_mult", mult)
-    multiple = 2 ** (len(channel_mult) - 1)
-    if check_count("resolution", resolution) % multiple:
-        raise InputError(
-            f"resolution is {resolution}; with {len(channel_mult)} levels it must be a multiple of {multiple}"
-        )
-    return [resolution >> level for level in range(len(channel_mult))]
-
-
-def _check_attention(attention_resolutions: Any, sides: list[int]) -> None:
-    if not isinstance(attention_resolutions, Sequence):
-        raise InputError(f"attention_resolutions is {attention_resolutions!r}; it must be a list of levels, of {sides}")
-    for side in attention_resolutions:
-        if side not in sides:
-            raise InputError(f"attention_resolutions contains {side!r}; the network's levels are {sides}")

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edmund.errors import InputError, check_count
+from edmund.errors import InputError, check_count, check_number
 from edmund.networks.embedding import NoiseFeatures
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -26,7 +26,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 def check_dropout(dropout: float) -> float:
     """`dropout`, if it is a probability below 1."""
-    if not 0 <= dropout < 1:
+    if not 0 <= check_number("dropout", dropout) < 1:
         raise InputError(f"dropout is {dropout!r}; it must be in [0, 1)")
     return dropout
 

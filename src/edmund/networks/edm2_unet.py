@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
+from edmund.networks._blocks import level_sides
 from edmund.networks.conditioning import (
     ContextPooling,
     augment_rows,
@@ -140,7 +141,6 @@ class EDM2UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_count("in_channels", in_channels)
-        check_count("resolution", resolution)
         check_count("channels", channels)
         check_count("blocks", blocks)
         for argument, count in (
@@ -151,25 +151,8 @@ class EDM2UNet(nn.Module):
         ):
             check_count(argument, count, least=0)
         check_dropout(dropout)
-        if not isinstance(channel_mult, Sequence) or not channel_mult:
-            raise InputError(
-                f"channel_mult is {channel_mult!r}; it must have one integer for each level, such as [1, 2]"
-            )
-        for mult in channel_mult:
-            check_count("channel_mult", mult)
-        self.multiple = 2 ** (len(channel_mult) - 1)
-        if resolution % self.multiple:
-            raise InputError(
-                f"resolution is {resolution}; the {len(channel_mult)} levels of channel_mult halve it, so it must be "
-                f"a multiple of {self.multiple}"
-            )
-        sizes = [resolution >> level for level in range(len(channel_mult))]
-        for side in attention_resolutions:
-            if side not in sizes:
-                raise InputError(
-                    f"attention_resolutions contains {side!r}; the levels of resolution {resolution} have the "
-                    f"resolutions {', '.join(map(str, sizes))}"
-                )
+        sizes = level_sides(resolution, channel_mult, attention_resolutions)
+        self.multiple = 2 ** (len(sizes) - 1)
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "resolution": resolution,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
-from edmund.networks._blocks import group_norm, zero
+from edmund.networks._blocks import check_attention, check_channel_mult, group_norm, zero
 from edmund.networks.conditioning import Conditioning, check_dropout, check_dropped, check_image, check_input
 
 
@@ -115,19 +115,10 @@ class UNet(nn.Module):
         check_count("blocks", blocks)
         check_count("image_channels", image_channels, least=0)
         check_dropout(dropout)
-        if not isinstance(channel_mult, Sequence) or not channel_mult:
-            raise InputError(
-                f"channel_mult is {channel_mult!r}; it must have one integer for each level, such as [1, 2]"
-            )
-        for mult in channel_mult:
-            check_count("channel_mult", mult)
+        check_channel_mult(channel_mult)
         if attention_levels is None:
             attention_levels = [len(channel_mult) - 1]
-        for level in attention_levels:
-            if level not in range(len(channel_mult)):
-                raise InputError(
-                    f"attention_levels contains {level!r}; channel_mult has the levels 0 .. {len(channel_mult) - 1}"
-                )
+        check_attention("attention_levels", attention_levels, range(len(channel_mult)))
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "channels": channels,

@@ -45,7 +45,6 @@ def sigma_rel(gamma: float) -> float:
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
-@functools.cache
 def gamma(sigma_rel: float) -> float:
     """The exponent of the profile of relative width sigma_rel, 0 < sigma_rel <= 0.2886 (that of gamma = 0); else
     InputError.
@@ -54,6 +53,11 @@ def gamma(sigma_rel: float) -> float:
         raise InputError(
             f"sigma_rel is {sigma_rel!r}; it must be above 0 and at most 0.2886, the width of a plain mean"
         )
+    return _gamma(float(sigma_rel))
+
+
+@functools.cache
+def _gamma(sigma_rel: float) -> float:
     inverse_square = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse_square, 12.0 - inverse_square])
     return float(roots.real[np.abs(roots.imag) < 1e-9 * np.abs(roots)].max())
