@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import edmund
-from edmund import formulation, grid, guidance, model, networks, preconditioning, pretrained, process, samplers
+from edmund import data, formulation, grid, guidance, model, networks, preconditioning, pretrained, process, samplers
 from edmund.denoiser import Discrete
 from edmund.errors import InputError
+from edmund.training import Trainer, TrainingOptions
 
 diffusers = pytest.importorskip("diffusers")
 F64 = torch.float64
@@ -300,6 +301,15 @@ def test_labels_are_diffusers_classes(original: Path, tmp_path: Path) -> None:
             made.denoiser(x, sigma, **given)
     with pytest.raises(InputError, match="unconditional"):
         loaded(original).sample(1, labels=torch.tensor([1]), num_steps=2, progress=False)
+
+
+def test_labels_without_a_none_are_not_dropped_in_training(tmp_path: Path) -> None:
+    network = networks.DiffusersUNet2D(2, label_dim=3, unet=_rest())
+    made = model.Model(network, formulation.EDM(sigma_data=1.0), shape=SHAPE)
+    dataset = data.wrap([(torch.zeros(SHAPE), label) for label in range(3)])
+    with pytest.raises(InputError, match=r"label_dropout is 0\.1, but DiffusersUNet2D needs a class for each sample"):
+        Trainer(made, dataset, tmp_path, options=TrainingOptions(label_dropout=0.1))
+    Trainer(made, dataset, tmp_path, options=TrainingOptions(label_dropout=0.0))
 
 
 @pytest.mark.parametrize("bad", [-1, 3])

@@ -307,6 +307,18 @@ def test_another_model_or_data_in_the_same_folder_is_refused(tmp_path: Path) -> 
         again(other, Toy())
 
 
+def test_a_run_from_before_an_argument_of_the_network_goes_on_with_its_default(tmp_path: Path) -> None:
+    earlier = model(dropout=0.0)
+    del earlier.network.config["dropout"]
+    train(tmp_path, earlier)
+    with pytest.raises(InputError, match=r"network\.dropout is 0\.0 there and 0\.3 here"):
+        train(tmp_path, model(dropout=0.3), samples=960)
+    longer, result = train(tmp_path, model(dropout=0.0), samples=960)
+    assert result.trained == 320
+    whole, _ = train(tmp_path / "whole", model(dropout=0.0), samples=960)
+    assert_same_weights(longer, whole)
+
+
 def test_what_does_not_decide_the_weights_may_change(tmp_path: Path) -> None:
     whole, _ = train(tmp_path / "whole", samples=960)
     train(tmp_path / "other", samples=640)
@@ -468,6 +480,11 @@ def test_parts_that_do_not_fit_are_refused_at_the_door(tmp_path: Path) -> None:
             tmp_path,
             options=options(label_dropout=0.1),
         )
+    needy = model()
+    needy.network.null_class = False  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"label_dropout is 0\.2, but MLP needs a class for each sample"):
+        Trainer(needy, Toy(), tmp_path, options=options())
+    Trainer(needy, Toy(), tmp_path, options=options(label_dropout=0.0))
     many = Toy()
     many.num_classes = 10  # type: ignore[misc]
     with pytest.raises(InputError, match="dataset has 10 classes; the network was built for 3"):

@@ -2,7 +2,8 @@
 
 A network is one module of this package with one class: an `nn.Module` with a class attribute `name` (what a config
 calls it), whose constructor keywords are the config's keys and are remembered in `self.config`, and whose forward takes
-(x, c_noise, *, conditions) and returns a tensor of x's shape. `registry` finds it; it is listed nowhere else.
+(x, c_noise, *, conditions) and returns a tensor of x's shape. `registry` finds it; it is listed nowhere else. One whose
+labels know no "none" (-1) says so by a class attribute `null_class = False`: training then refuses to drop labels.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class DiffusersUNet2D(nn.Module):
     """
 
     name: ClassVar[str] = "diffusers_unet2d"
+    null_class: ClassVar[bool] = False
 
     def __init__(
         self,

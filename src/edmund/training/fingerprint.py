@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,20 @@ def of_run(model: Model, dataset: TrainingData, options: TrainingOptions) -> dic
         "training": options.identity(),
     }
     return cast(dict[str, Any], json.loads(json.dumps(found)))  # as it will be read back: tuples are lists
+
+
+def completed(run: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """`run`, what `of_run` returned in perhaps an earlier version, with the options and the arguments of the network
+    that were not there yet at their defaults.
+    """
+    parameters = inspect.signature(type(model.network)).parameters
+    later = {
+        name: list(default) if isinstance(default := parameters[name].default, tuple) else default
+        for name in getattr(model.network, "config", {})
+        if name not in run["network"] and name in parameters and parameters[name].default is not inspect.Parameter.empty
+    }
+    training = TrainingOptions.whole_identity(run["training"])
+    return {**run, "network": {**run["network"], **later}, "training": training}
 
 
 def of_data(dataset: TrainingData) -> dict[str, Any]:

@@ -121,10 +121,8 @@ class Trainer:
             raise InputError(
                 f"preview_interval is {self.options.preview_interval} and preview is {preview!r}; give both or neither"
             )
-        if self.options.label_dropout > 0 and not dataset.__getitems__([0])[1]:
-            raise InputError(
-                f"label_dropout is {self.options.label_dropout}, but the data set has no labels or conditions"
-            )
+        if self.options.label_dropout > 0:
+            _check_droppable(dataset, model, self.options.label_dropout)
         if self.options.augment > 0:
             _check_augmentable(dataset, model, self.options.augment)
 
@@ -153,6 +151,17 @@ def _check_data(argument: str, dataset: TrainingData, model: Model) -> None:
     known = getattr(model.network, "config", {}).get("label_dim", classes)
     if classes > known:
         raise InputError(f"{argument} has {classes} classes; the network was built for {known} (label_dim)")
+
+
+def _check_droppable(dataset: TrainingData, model: Model, label_dropout: float) -> None:
+    condition = dataset.__getitems__([0])[1]
+    if not condition:
+        raise InputError(f"label_dropout is {label_dropout}, but the data set has no labels or conditions")
+    if "labels" in condition and not getattr(model.network, "null_class", True):
+        raise InputError(
+            f"label_dropout is {label_dropout}, but {type(model.network).__name__} needs a class for each sample: it "
+            f"has no 'none' to drop labels to; label_dropout must be 0"
+        )
 
 
 def _check_augmentable(dataset: TrainingData, model: Model, augment: float) -> None:
@@ -256,10 +265,7 @@ class _Run:
             raise InputError(f"directory: {str(self.directory)!r} is not the same folder for all processes")
         if checkpoint is not None:
             self.state.load(checkpoint)  # refuses another network before any other difference
-            saved, ours = (
-                run | {"training": TrainingOptions.whole_identity(run["training"])}
-                for run in (checkpoint.state["run"], self.identity)
-            )
+            saved, ours = (fingerprint.completed(run, self.model) for run in (checkpoint.state["run"], self.identity))
             fingerprint.check_same(saved, ours, self.directory)
             self.saved_at = checkpoint.samples_seen
 
