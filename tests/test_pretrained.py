@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from edmund import model, pretrained
 from edmund.errors import InputError
+from edmund.pretrained import snapshot
 
 GOLDEN = ["ddpmpp_edm", "ddpmpp_vp", "ncsnpp_edm", "ncsnpp_ve", "adm_edm", "adm_iddpm", "edm2"]
 FORMULATIONS = {"edm": "EDM", "vp": "VP", "ve": "VE", "iddpm": "iDDPM", "edm2": "EDM"}
@@ -301,10 +302,14 @@ def test_nothing_that_a_file_names_is_called(tmp_path: Path, protocol: int, plac
         (view(FOUR, 0, (10**9,), (0,)), "storage of 4 elements"),
         (view(FOUR, 1, (4,), (1,)), "storage of 4 elements"),
         (view(FOUR, -1, (4,), (1,)), "storage of 4 elements"),
-        (view(FOUR, 0, ("4",), (1,)), "storage of 4 elements"),
-        (view(FOUR.replace(b"K\x04N", b"J" + struct.pack("<i", 10**9) + b"N"), 0, (4,), (1,)), "claims 1000000000"),
-        (view(FOUR.replace(b"K\x04N", b"K\x05N"), 0, (4,), (1,)), "no snapshot"),
-        (view(FOUR[:-3], 0, (4,), (1,)), "no snapshot"),
+        (view(FOUR, 0, ("4",), (1,)), "a shape that is none in a storage of 4 elements"),
+        (view(FOUR[:-24] + struct.pack("<Q", 10**9) + FOUR[-16:], 0, (4,), (1,)), "claims 1000000000"),
+        (view(FOUR[:-24] + struct.pack("<Q", 2**63) + FOUR[-16:], 0, (4,), (1,)), "claims 9223372036854775808"),
+        (view(FOUR[:-3], 0, (4,), (1,)), "claims 4 elements of torch.float32 in 13 bytes"),
+        (view(FOUR[:-20], 0, (4,), (1,)), "elements of torch.float32 in"),
+        (view(FOUR, 0, [[1] * 2] * 2, (1,)), "a shape that is none"),
+        (view(FOUR, 0, (1,) * 9, (1,) * 9), "a shape that is none"),
+        (view(FOUR, (), (4,), (1,)), "a shape that is none"),
         (view(b"PK\x03\x04", 0, (4,), (1,)), "no snapshot"),
         (view(saved(torch.zeros(4, dtype=torch.int64)._typed_storage()), 0, (4,), (1,)), "floating-point"),
         ("text", "no tensor"),
@@ -331,14 +336,116 @@ def test_files_that_are_no_snapshots(tmp_path: Path) -> None:
         file, pickle.dumps({"ema": Persistent("EDMPrecond", {"_init_kwargs": {"img_channels": {}}})})
     )
     child = Persistent("Layer", {})
-    for _ in range(40):  # 2^40 paths
+    for _ in range(20):  # 2^20 paths
         child = Persistent("Layer", {"_modules": {"a": child, "b": child}})
     assert "twice" in refused(file, pickle.dumps({"ema": child}))
+    for _ in range(20):
+        child = Persistent("Layer", {"_modules": {"a": child}})
+    assert "more than 32 levels" in refused(file, pickle.dumps({"ema": child}))
     for content in (b"", b"text", good[:-9], saved(torch.zeros(2)), b"\x80\x04" + b"\x8e" + struct.pack("<Q", 2**45)):
         assert "no snapshot" in refused(file, content) or "refused" in refused(file, content)
-    assert "more than the file holds" in refused(file, b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b".")
+    assert "no network" in refused(file, b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b".")
     assert "PERSID" in refused(file, b"\x80\x04K\x01Q.")
     assert "EXT1" in refused(file, b"\x80\x04\x82\x01.")
+
+
+def doubled(levels: int) -> list[Any]:
+    """A list that is short in a file and has 2^levels items when it is printed or walked."""
+    made: list[Any] = ["text"]
+    for _ in range(levels):
+        made = [made, made]
+    return made
+
+
+def arguments(**changes: Any) -> bytes:
+    return pickle.dumps({"ema": Persistent("EDMPrecond", {"_init_kwargs": {"img_resolution": 8} | changes})})
+
+
+@pytest.mark.usefixtures("originals")
+def test_a_short_file_that_describes_a_huge_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused at once: what is hashed, printed or walked as a tree would take 2^60 steps, or end the interpreter."""
+    file = tmp_path / "bad.pkl"
+    doubling = b"K\x01K\x01\x86\x94" + b"".join(b"h" + bytes([i]) + b"\x86\x94" for i in range(60))
+    deep = b")" + b"\x85" * 100_000
+    for nested in (doubling, deep):
+        assert "a key that is a tuple" in refused(file, b"\x80\x04}" + nested + b"Ns.")
+        assert "a key that is a tuple" in refused(file, b"\x80\x04}(" + nested + b"Nu.")
+        assert "no network" in refused(file, b"\x80\x04\x8f(" + nested + b"\x90.")  # a set's item
+        assert "no network" in refused(file, b"\x80\x04(" + nested + b"\x91.")  # a frozenset's
+        made = b"\x80\x02cbuiltins\nset\n(" + nested + b"l\x85R."
+        assert "opcode LIST" in refused(file, made)
+        assert "no network" in refused(file, made.replace(b"\n(", b"\n](").replace(b"l\x85R.", b"e\x85R."))
+        for call in (b"R", b"\x81"):
+            assert "of 1 arguments" in refused(
+                file, b"\x80\x02ccollections\nOrderedDict\n](" + nested + b"e\x85" + call + b"."
+            )
+    nothing = {"_init_kwargs": {}}
+    for value in (doubled(60), [doubled(60)], (doubled(60),)):
+        for tensor in (view(FOUR, value, (4,), (1,)), view(FOUR, 0, value, (1,)), view(FOUR, 0, (4,), value)):
+            content = pickle.dumps({"ema": Persistent("EDMPrecond", nothing | {"_parameters": {"w": tensor}})})
+            assert len(content) < 2000 and "a shape that is none" in refused(file, content)
+        assert "is no number" in refused(file, arguments(img_channels=value))
+    assert "opcode LONG4" in refused(file, arguments(img_channels=-(1 << 40000)))
+    assert "integer of 71 bits" in refused(file, arguments(img_channels=1 << 70))
+    assert "has 100 arguments" in refused(file, arguments(**{str(i): 0 for i in range(99)}))
+    many: dict[str, Any] = {f"{i}": None for i in range(3000)}
+    modules = {f"{i}": Persistent("Layer", {"_parameters": many}) for i in range(3000)}
+    assert "_parameters in it is there twice" in refused(
+        file, pickle.dumps({"ema": Persistent("EDMPrecond", nothing | {"_modules": modules})})
+    )
+    named = Persistent("EDMPrecond", nothing | {"_parameters": {"w" * 300: None}})
+    assert "no name" in refused(file, pickle.dumps({"ema": named}))
+    monkeypatch.setattr(snapshot, "_MOST_OPCODES", 1000)
+    assert "more than 1000 opcodes" in refused(file, b"\x80\x04(" + b"}" * 1001 + b"t.")
+
+
+@pytest.mark.usefixtures("originals")
+def test_a_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    original = snapshot._numbers
+    monkeypatch.setattr(snapshot, "_numbers", lambda name, data: reads.append(name) or original(name, data))
+    data = saved(torch.arange(50.0)._typed_storage())
+    storage = Calls(torch.storage._load_from_bytes, data)
+    views = {
+        f"{i}": Calls(torch._utils._rebuild_tensor_v2, storage, i, (2, 2), (1, 1), False, OrderedDict())
+        for i in range(20)
+    }
+    other = {"other": view(FOUR, 0, (4,), (1,))}
+    state = {"_parameters": dict(list(views.items())[:9]) | other | dict(list(views.items())[9:]), "_init_kwargs": {}}
+    file = tmp_path / "views.pkl"
+    file.write_bytes(pickle.dumps({"ema": Persistent("EDMPrecond", state)}))
+    tensors, _ = snapshot.read_snapshot(file)
+    assert len(reads) == 2 and list(tensors) == list(state["_parameters"])
+    assert all(tensors[f"{i}"].tolist() == [[i, i + 1], [i + 1, i + 2]] for i in range(20))
+
+
+def test_bad_arguments(shared: Path) -> None:
+    state, config, _ = golden(shared, "ddpmpp_vp")
+    for bad in (None, 3, [1], {"a": 1}, {1: torch.zeros(1)}, {"model.a": np.zeros(3)}):
+        with pytest.raises(InputError, match=r"state is .*mapping of parameter names to tensors"):
+            pretrained.from_state_dict(bad, config)  # type: ignore[arg-type]
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    for bad, tells in (
+        ({"cls": [1]}, "config cls: \\[1\\] is not known"),
+        ({"cls": None}, "config cls: None is not known"),
+        ({"model_type": [1]}, "config model_type of VPPrecond"),
+        ({"img_channels": -(1 << 40000)}, "img_channels is a int too large to show"),
+        ({"img_channels": 1 << 70}, "img_channels is 1180591620717411303424"),
+        ({"channel_mult": nested}, "channel_mult is a list too large to show"),
+        ({"channel_mult": {}}, "channel_mult is {}"),
+    ):
+        with pytest.raises(InputError, match=tells):
+            pretrained.from_state_dict(state, config | bad)
+
+
+def test_a_config_too_deep(shared: Path, tmp_path: Path) -> None:
+    state, _, _ = golden(shared, "ncsnpp_edm")
+    file = tmp_path / "deep.safetensors"
+    for text in ("[" * 200_000 + "]" * 200_000, '{"img_channels": ' + "9" * 5000 + "}"):
+        save_file(state, file, {"config": text})
+        assert "is no JSON" in refused(file, file.read_bytes())
 
 
 def test_safetensors(shared: Path, tmp_path: Path) -> None:

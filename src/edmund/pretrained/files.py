@@ -62,5 +62,5 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], Any]:
         raise InputError(f"path {str(file)!r} has no 'config' in its metadata; use from_state_dict(state, config)")
     try:
         return state, json.loads(config)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"path {str(file)!r} has a 'config' in its metadata that is no JSON: {error}") from error

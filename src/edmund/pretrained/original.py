@@ -21,7 +21,7 @@ from edmund import networks
 from edmund.errors import InputError, check_count, check_number, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model
-from edmund.pretrained.state import check_state, made, short
+from edmund.pretrained.state import check_state, is_plain, made, short
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,20 @@ def from_state_dict(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> M
     """
     if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
         raise InputError(f"config is {short(config)}; it must be a mapping of argument names to values")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise InputError(f"state is a {type(state).__name__}; it must be a mapping of parameter names to tensors")
+    for name, value in config.items():
+        if not is_plain(value):
+            raise InputError(f"config {name} is {short(value)}; it must be a number of 64 bits, a text or list of them")
     arguments = dict(config)
     kind = arguments.pop("cls", _EDM2)
-    if kind not in _PRECONDS:
+    if not isinstance(kind, str) or kind not in _PRECONDS:
         raise unknown("config cls", kind, _PRECONDS)
     precond = _PRECONDS[kind]
     network = arguments.pop("model_type", precond.network)
-    if network not in precond.networks:
+    if not isinstance(network, str) or network not in precond.networks:
         raise unknown(f"config model_type of {kind}", network, precond.networks)
     options = _network_options(kind, _NETWORKS[network], precond.arguments, arguments, len(state))
     levels = {name: arguments[name] for name in precond.arguments if name in arguments}

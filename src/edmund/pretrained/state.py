@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -52,5 +52,21 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
 
 def short(value: object) -> str:
     """A short line that shows a value."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of too many digits, or lists too deep within lists
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is None, a text, a number of at most 64 bits, or a list of at most 64 of them."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 64 and all(_is_scalar(item) for item in value)
+    return _is_scalar(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() <= 64
+    return value is None or isinstance(value, float | str)
