@@ -1,4 +1,4 @@
-"""The bar: silent off a terminal and at first, there on a terminal, gone cleanly after an error."""
+"""The bar: silent at first, there on a terminal, gone cleanly after an error; and the lines of a log."""
 
 from __future__ import annotations
 
@@ -43,14 +43,32 @@ def run_on_terminal(code: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode()) + "|" + stdout.decode()
 
 
-def test_nothing_is_printed_off_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY", 0.0)
+def test_a_log_gets_a_line_now_and_then(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress, "perf_counter", lambda: now)
+    with progress.track(50, "work", done=10) as bar, progress.track(None, "other") as other:
+        for _ in range(40):
+            now += 1.0
+            bar.advance(1, loss=0.5)
+        other.advance(400)
+    lines = ["work: 25 of 50, 1/s, 0:25 left, loss 0.5", "work: 40 of 50, 1/s, 0:10 left, loss 0.5", "other: 400, 10/s"]
+    assert capfd.readouterr() == ("", "\n".join([*lines, ""]))
+
+
+def test_short_or_unwanted_work_leaves_no_trace_in_a_log(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with progress.track(10, "work") as bar:
         for _ in range(10):
             bar.advance(1, loss=0.5)
     assert bar.done == 10
-    captured = capfd.readouterr()
-    assert captured.out == captured.err == ""
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.0)
+    with progress.track(10, "work", enabled=False) as bar:
+        bar.advance(10)
+    monkeypatch.setattr("sys.stderr", None)
+    with progress.track(10, "work") as bar:
+        bar.advance(10)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_shown_on_a_terminal_with_count_rate_and_fields() -> None:
@@ -107,9 +125,9 @@ def test_nested_bar_stays_silent_and_an_error_closes_the_bar() -> None:
 def test_resumed_work_is_not_counted_in_the_rate() -> None:
     bar = progress.track(2000, "training", done=1000)
     bar.advance(100)
-    assert bar._text(bar._start + 10.0) == "10/s  1:30 left"
+    assert bar._parts(bar._start + 10.0) == ["10/s", "1:30 left"]
     bar.advance(0, loss=0.25, phase="ramp")
-    assert bar._text(bar._start + 0.02) == "5000/s  0:00 left  loss 0.25  phase ramp"
+    assert bar._parts(bar._start + 0.02) == ["5000/s", "0:00 left", "loss 0.25", "phase ramp"]
 
 
 def test_advance_is_cheap() -> None:

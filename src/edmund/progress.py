@@ -1,9 +1,9 @@
-"""A progress bar that costs nothing until somebody can look at it.
+"""A progress bar that costs nothing until somebody can look at it, and a line now and then in a log.
 
-Sampling, data loading and training count their work through `track`. The bar is drawn by Rich on stderr, and only when
-it is wanted, stderr is a terminal, and the work has lasted longer than a second; until then, and everywhere else,
-`advance` is an addition and a comparison. Nothing is printed to a file or a pipe. No thread is started: the bar is
-redrawn from `advance`, at most ten times a second.
+Sampling, data loading and training count their work through `track`. On a terminal, stderr gets a bar, drawn by Rich,
+once the work has lasted longer than a second; elsewhere it gets a plain line every quarter of a minute, so work that is
+shorter leaves no trace in a log. Until then `advance` is an addition and a comparison. No thread is started: bar and
+lines are written from `advance`, the bar at most ten times a second.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ DELAY = 1.0
 """Seconds of work before a bar appears."""
 INTERVAL = 0.1
 """Least seconds between two drawings."""
+LINE_INTERVAL = 15.0
+"""Seconds of work before a line in a log, and least seconds between two."""
 
 
 class Bar:
     """The counter behind `track`; a context manager. `done` is what has been counted so far."""
 
-    __slots__ = ("_drawn", "_due", "_fields", "_start", "_start_done", "description", "done", "total")
+    __slots__ = ("_drawn", "_due", "_fields", "_start", "_start_done", "_terminal", "description", "done", "total")
 
     _on_screen: ClassVar[Bar | None] = None  # one bar at a time: two would overwrite each other's line
 
@@ -36,7 +38,9 @@ class Bar:
         self.done = done
         self._start_done = done
         self._start = perf_counter()
-        self._due = self._start + DELAY if enabled and _stderr_is_terminal() else math.inf
+        self._terminal = _stderr_is_open() and sys.stderr.isatty()
+        wanted = enabled and _stderr_is_open()
+        self._due = self._start + (DELAY if self._terminal else LINE_INTERVAL) if wanted else math.inf
         self._fields: dict[str, object] = {}
         self._drawn: tuple[Progress, TaskID] | None = None
 
@@ -47,7 +51,16 @@ class Bar:
             self._fields = fields
         now = perf_counter()
         if now >= self._due:
-            self._draw(now)
+            if self._terminal:
+                self._draw(now)
+            else:
+                self._write_line(now)
+
+    def _write_line(self, now: float) -> None:
+        self._due = now + LINE_INTERVAL
+        count = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
+        if _stderr_is_open():  # a program may close it while we work
+            print(f"{self.description}: {', '.join([count, *self._parts(now)])}", file=sys.stderr, flush=True)
 
     def _draw(self, now: float) -> None:
         self._due = now + INTERVAL
@@ -57,7 +70,7 @@ class Bar:
             self._drawn = self._open()
             Bar._on_screen = self
         progress, task = self._drawn
-        progress.update(task, completed=self.done, text=self._text(now), refresh=True)
+        progress.update(task, completed=self.done, text="  ".join(self._parts(now)), refresh=True)
 
     def _open(self) -> tuple[Progress, TaskID]:
         from rich.console import Console
@@ -76,8 +89,8 @@ class Bar:
         progress.start()
         return progress, progress.add_task(self.description, total=self.total, completed=self.done, text="")
 
-    def _text(self, now: float) -> str:
-        """`3120/s  0:12 left  loss 0.1234`: rate since the start (a resumed count apart), time left, fields."""
+    def _parts(self, now: float) -> list[str]:
+        """`3120/s`, `0:12 left`, `loss 0.1234`: rate since the start (a resumed count apart), time left, fields."""
         rate = (self.done - self._start_done) / (now - self._start)
         parts = [f"{rate:.3g}/s" if rate < 100 else f"{rate:.0f}/s"]
         if self.total is not None and rate > 0:
@@ -88,7 +101,7 @@ class Bar:
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self._fields.items()
         ]
-        return "  ".join(parts)
+        return parts
 
     def __enter__(self) -> Bar:
         return self
@@ -103,7 +116,7 @@ class Bar:
         self._drawn = None
         Bar._on_screen = None
         try:
-            progress.update(task, completed=self.done, text=self._text(perf_counter()), refresh=True)
+            progress.update(task, completed=self.done, text="  ".join(self._parts(perf_counter())), refresh=True)
         finally:
             progress.stop()  # gives the cursor and the streams back, after an error too
 
@@ -117,10 +130,11 @@ def track(total: int | None, description: str, enabled: bool = True, done: int =
     >>> bar.done
     3
 
-    A bar that becomes due while another is on the screen (previews during training) stays silent.
+    A bar that becomes due while another is on the screen (previews during training) stays silent; lines in a log do not
+    get in each other's way.
     """
     return Bar(total, description, enabled, done)
 
 
-def _stderr_is_terminal() -> bool:
-    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+def _stderr_is_open() -> bool:
+    return sys.stderr is not None and not sys.stderr.closed
