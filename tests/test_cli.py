@@ -172,6 +172,16 @@ def test_evaluate_and_diagnose(folder):
     metrics = json.loads((folder / "tiny/evaluation/metrics.json").read_text())
     assert metrics["counts"]["samples"]["given"] == 100
     assert metrics["frechet"] > metrics["frechet_real"]
+    plain = {"sampler": "Heun(churn=None, alpha=1.0)", "num_steps": 4, "guidance": None, "precision": "fp32"}
+    assert metrics["sampling"] == plain
+    asked = ("--sampler", "euler", "--steps", 2, "--guidance", 2, "--interval", "0.3,inf", "--precision", "bf16")
+    run("evaluate", "tiny", "-n", 20, *asked, "--out", "guided", cwd=folder)
+    assert json.loads((folder / "guided/metrics.json").read_text())["sampling"] == {
+        "sampler": "Euler(churn=None)",
+        "num_steps": 2,
+        "guidance": {"w": 2.0, "interval": "0.3,inf"},
+        "precision": "bf16",
+    }
     text = run("diagnose", "tiny", cwd=folder).stdout
     assert "sigma_data 0.75" in text
     found = json.loads((folder / "tiny/diagnosis/diagnosis.json").read_text())

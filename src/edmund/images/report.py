@@ -5,6 +5,7 @@ that a person looks at.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from edmund import plots
 from edmund.arguments import device_of
+from edmund.choices import levels_of, resolve_grid, resolve_sampler
 from edmund.data import DataSet
 from edmund.errors import InputError
+from edmund.guidance import Guidance, Wrapper
 from edmund.metrics import ImageClassifier, no_classifier_because, sample_report, shrink, train_classifier
 from edmund.metrics.classifier import MOST_IMAGES
 from edmund.metrics.features import count_in_common
 from edmund.model import Model
 from edmund.sample import Trajectory
+from edmund.speed import PRECISIONS
 
 # Real data beyond this many add nothing to the metrics but time.
 _REAL_LIMIT = 10_000
@@ -97,8 +101,8 @@ def evaluate(
     """Draws n samples, each class in turn, and writes metrics.json and pictures to `directory`.
 
     Where the data are images with labels, a classifier is trained on them first; where its features cannot be compared,
-    metrics["left_out"] says why. options: keyword arguments of `edmund.sample`. Raises InputError for a model and data
-    of different shapes.
+    metrics["left_out"] says why; metrics["sampling"] says how the samples were drawn. options: keyword arguments of
+    `edmund.sample`. Raises InputError for a model and data of different shapes.
     """
     if model.shape != tuple(train.shape):
         raise InputError(f"the data have shape {tuple(train.shape)}, the model was trained on {model.shape}")
@@ -117,6 +121,7 @@ def evaluate(
     )
     if left_out:
         metrics["left_out"] = {"feature_frechet": left_out}
+    metrics["sampling"] = sampling_of(model, options)
     directory.mkdir(parents=True, exist_ok=True)
     files = {"metrics": directory / "metrics.json"}
     files["metrics"].write_text(json.dumps(metrics, indent=2) + "\n")
@@ -127,6 +132,30 @@ def evaluate(
             plots.pairs(samples, real, title="Samples over real data"), directory / "samples.png"
         )
     return Report(metrics, samples, labels, files)
+
+
+def sampling_of(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How `model` samples with these keyword arguments of `Model.sample`, JSON-able.
+
+    Keys: sampler, with its arguments; num_steps; guidance: of the outermost one the weight w and the interval of sigma,
+    "low,high" (None: all levels), None without; precision of the network: "fp32", "bf16" or "fp16".
+    """
+    form, guide = model.formulation, options.get("denoiser") or model.denoiser
+    grid = resolve_grid(options.get("grid"), form)
+    levels = levels_of(guide, form, grid, *(options.get(key) for key in ("num_steps", "sigma_min", "sigma_max")))
+    while isinstance(guide, Wrapper) and not isinstance(guide, Guidance):
+        guide = guide.denoiser
+    guidance = None
+    if isinstance(guide, Guidance):
+        interval = None if guide.interval is None else "{:g},{:g}".format(*guide.interval)
+        guidance = {"w": guide.w, "interval": interval}
+    dtype = next((parameter.dtype for parameter in model.network.parameters()), torch.float32)
+    return {
+        "sampler": repr(resolve_sampler(options.get("sampler"), form)),
+        "num_steps": len(levels) - 1,
+        "guidance": guidance,
+        "precision": next((name for name, known in PRECISIONS.items() if known == dtype), str(dtype)),
+    }
 
 
 def _pictures(
