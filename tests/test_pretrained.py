@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edmund import model, pretrained
+from edmund import grid, model, noise_density, pretrained, process, samplers
 from edmund.errors import InputError
 from edmund.pretrained import snapshot
 
@@ -232,6 +233,58 @@ def test_a_snapshot_in_half_precision(shared: Path, tmp_path: Path, dtype: torch
     assert torch.equal(denoised(again, given), out)
 
 
+@pytest.mark.usefixtures("originals")
+@pytest.mark.parametrize("name", ["ddpmpp_edm", "edm2"])
+def test_the_training_levels_of_the_loss(shared: Path, tmp_path: Path, name: str) -> None:
+    state, config, _ = golden(shared, name)
+    file = tmp_path / "snapshot.pkl"
+    for attributes, expected in (
+        ({"P_mean": -0.4, "P_std": 1.0, "sigma_data": 0.5}, (-0.4, 1.0)),
+        ({"P_mean": -1, "P_std": 1.5}, (-1.0, 1.5)),
+        ({"P_mean": "-0.4", "P_std": 1.0}, (-1.2, 1.2)),
+        ({"beta_d": 19.9}, (-1.2, 1.2)),
+    ):
+        loss = Persistent("EDM2Loss", attributes)
+        file.write_bytes(pickle.dumps(EasyDict(ema=network(state, config), loss_fn=loss)))
+        made = pretrained.load(file)
+        assert made.formulation.noise_density == noise_density.LogNormal(*expected)
+        assert made.denoiser.formulation == made.formulation
+    loss = Persistent("EDM2Loss", {"P_mean": -0.4, "P_std": -1.0})
+    assert "P_std is -1.0" in refused(file, pickle.dumps({"ema": network(state, config), "loss_fn": loss}))
+    file.write_bytes(pickle.dumps({"ema": network(state, config), "loss_fn": None}))
+    assert pretrained.load(file).formulation.noise_density == noise_density.LogNormal(-1.2, 1.2)
+
+
+def test_training_levels_of_another_formulation(shared: Path) -> None:
+    state, config, _ = golden(shared, "ddpmpp_vp")
+    with pytest.raises(InputError, match=r"P_mean is 0\.1, P_std is None; VP is not trained on log-normal levels"):
+        pretrained.from_state_dict(state, config, P_mean=0.1)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_sampled_as_published(shared: Path, name: str) -> None:
+    state, config, _ = golden(shared, name)
+    made = pretrained.from_state_dict(state, config)
+    parts = made.formulation
+    assert made.shape[-1] <= 32
+    assert (parts.sampler, parts.num_steps) == (samplers.Heun(), 32 if name == "edm2" else 18)
+    assert isinstance(parts.grid, grid.IDDPM if name == "adm_iddpm" else grid.EDM)
+    assert parts.process == process.EDM()
+    out = made.sample(1, num_steps=4, progress=False)
+    assert isinstance(out, Tensor) and bool(out.isfinite().all())
+
+
+def test_larger_images_take_more_steps(shared: Path) -> None:
+    state, config, _ = golden(shared, "ddpmpp_edm")
+    for side, steps in ((32, 18), (64, 40)):
+        named = {  # the layers' names tell the resolution
+            re.sub(r"(\d+)x\d+", lambda found, side=side: "x".join(2 * [str(int(found[1]) * side // 16)]), key): value
+            for key, value in state.items()
+        }
+        made = pretrained.from_state_dict(named, config | {"img_resolution": side, "attn_resolutions": [side // 2]})
+        assert made.shape[-1] == side and made.formulation.num_steps == steps
+
+
 class Calls:
     """Pickled as a call."""
 
@@ -414,7 +467,7 @@ def test_a_storage_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     state = {"_parameters": dict(list(views.items())[:9]) | other | dict(list(views.items())[9:]), "_init_kwargs": {}}
     file = tmp_path / "views.pkl"
     file.write_bytes(pickle.dumps({"ema": Persistent("EDMPrecond", state)}))
-    tensors, _ = snapshot.read_snapshot(file)
+    tensors, _, _ = snapshot.read_snapshot(file)
     assert len(reads) == 2 and list(tensors) == list(state["_parameters"])
     assert all(tensors[f"{i}"].tolist() == [[i, i + 1], [i + 1, i + 2]] for i in range(20))
 

@@ -539,6 +539,63 @@ def test_the_levels_by_hand(tmp_path: Path) -> None:
     assert (low, high) == pytest.approx([math.sqrt((1 - a) / a) for a in (abar[0], abar[-1])], rel=1e-13)
 
 
+def test_a_level_that_no_step_has_is_refused(one: edmund.Model) -> None:
+    """As by `Discrete`, the denoiser of a network at hand: one rule."""
+    x = randn(1, *SHAPE)
+    low, high = one.formulation.trained_range
+    for wrong in (1.05 * high, low / 1.05, -1.0, math.nan):
+        told = []
+        for denoiser in (one.denoiser, Discrete(one.network, "epsilon")):
+            with pytest.raises(InputError, match=r"sigma holds .*; the network knows the levels .*, and 0") as error:
+                denoiser(x, torch.tensor(wrong))
+            told.append(str(error.value))
+        assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("level", [0.02, 0.3, 3.0, 50.0])
+def test_frequencies_stay_exact_in_half_precision(level: float) -> None:
+    """Rounded to bf16, those of Fourier features are others: they change F by a third."""
+    source = unet(time_embedding_type="fourier")
+    network = networks.DiffusersUNet2D(2, karras_ve=True, unet=_rest() | {"time_embedding_type": "fourier"}).eval()
+    network.unet.load_state_dict(source.state_dict())
+    frequencies = network.unet.time_proj.weight.detach().clone()
+    with torch.no_grad():
+        network.unet.time_proj.weight.mul_(16)  # as published ones are
+        x, c_noise = randn(4, *SHAPE, dtype=torch.float32), torch.full((4,), math.log(level / 2))
+        exact = network(x, c_noise)
+        network.to(torch.bfloat16)
+        out = network(x.to(torch.bfloat16), c_noise)
+    assert network.unet.time_proj.weight.dtype == torch.float32
+    assert torch.equal(network.unet.time_proj.weight, 16 * frequencies)
+    assert {value.dtype for name, value in network.named_parameters() if "time_proj" not in name} == {torch.bfloat16}
+    assert apart(out.float(), exact) < 1.5e-2
+    with torch.no_grad():
+        network.unet.time_proj.weight.copy_(network.unet.time_proj.weight.to(torch.bfloat16))
+        assert apart(network(x.to(torch.bfloat16), c_noise).float(), exact) > 1.5e-2, "it matters"
+    assert not network.unet.time_proj.weight.requires_grad
+    assert len(network.to(torch.float64).state_dict()) == len(source.state_dict())
+
+
+def test_convert_tells_of_other_warnings_as_such(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = pytest.importorskip("edmund.cli.convert")
+    made = loaded(plain)
+
+    def load(file: Path) -> edmund.Model:
+        warnings.warn("the disk is slow", UserWarning, stacklevel=2)
+        warnings.warn("it has a safety checker", pretrained.LeftOut, stacklevel=2)
+        return made
+
+    monkeypatch.setattr(pretrained, "load", load)
+    with pytest.warns(UserWarning, match="the disk is slow") as caught:
+        command.run(plain, tmp_path / "converted")
+    assert len(caught) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if "Note" in line] == [
+        "Note: it has a safety checker."
+    ]
+
+
 def test_convert(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = pytest.importorskip("edmund.cli.convert")
     change(plain / "scheduler/scheduler_config.json", clip_sample=True)

@@ -250,6 +250,9 @@ class Discrete(Preconditioning):
 
     steps: the levels. prediction: "noise", "v" (Salimans & Ho 2022) or "data" (x0); diffusers' names "epsilon",
     "v_prediction" and "sample" say the same.
+
+    c_noise of a level outside their range (0 excepted, which is the least noisy step) raises InputError where sigma is
+    on the CPU; elsewhere looking would wait for the device, and `edmund.sample` and its kin check their levels.
     """
 
     steps: DiscreteSteps
@@ -266,6 +269,7 @@ class Discrete(Preconditioning):
         object.__setattr__(self, "prediction", prediction)
         levels = check_steps(self.steps).levels
         object.__setattr__(self, "_falling", torch.cat([levels.flip(0), levels.new_zeros(1)]))
+        object.__setattr__(self, "_ends", (levels[0].item(), levels[-1].item()))
         object.__setattr__(self, "_placed", {})
 
     def c_skip(self, sigma: Tensor) -> Tensor:
@@ -278,8 +282,21 @@ class Discrete(Preconditioning):
         return _PREDICTIONS[self.prediction].c_in(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
+        self._check_range(sigma)
         falling = self._like(sigma)[:-1]  # 0 is a level to end at, none that the network was trained at
         return (len(falling) - 1 - nearest_level(sigma, falling)).to(torch.float32)
+
+    def _check_range(self, sigma: Tensor) -> None:
+        if sigma.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        slack = 1 + 2.0**-7  # the ends may come rounded, at most to bf16
+        low, high = vars(self)["_ends"]
+        wrong = ~((sigma == 0) | ((sigma >= low / slack) & (sigma <= high * slack)))
+        if bool(wrong.any()):
+            raise InputError(
+                f"sigma holds {sigma[wrong].flatten()[0].item():.6g}; the network knows the levels {low:.6g} to "
+                f"{high:.6g}, and 0"
+            )
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest level that the network knows, or 0."""

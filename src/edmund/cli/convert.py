@@ -22,6 +22,9 @@ def run(file: Path, out: Path) -> None:
     parts = model.formulation
     say(f"{parts.name}, {shape}, {model.num_classes or 'no'} classes; {parts.num_steps} steps of {parts.sampler}.")
     for warning in caught:
-        say(f"Note: {warning.message}.")
+        if issubclass(warning.category, pretrained.LeftOut):
+            say(f"Note: {warning.message}.")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     say("Next:")
     say(f"  edmund sample {out} -n 16")

@@ -11,7 +11,7 @@ diffusers is imported where such a network is built, and only there.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +88,16 @@ class DiffusersUNet2D(nn.Module):
         self.label_dim = label_dim
         self.karras_ve = karras_ve
         self.multiple = 2 ** (len(own["block_out_channels"]) - 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DiffusersUNet2D:
+        # Fourier features' frequencies, as in `FourierFeatures`: `network.to(torch.bfloat16)` would make them others.
+        fourier = self.unet.config["time_embedding_type"] == "fourier"
+        exact = self.unet.time_proj.weight.detach() if fourier else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if exact is not None and self.unet.time_proj.weight.dtype != exact.dtype:
+            cast = self.unet.time_proj.weight
+            self.unet.time_proj.weight = nn.Parameter(exact.to(cast.device), requires_grad=cast.requires_grad)
+        return self
 
     def forward(self, x: Tensor, c_noise: Tensor, *, labels: Tensor | None = None) -> Tensor:
         """F [B, out_channels, H, W] of x [B, in_channels, H, W], already times c_in, and c_noise [B] in float32.

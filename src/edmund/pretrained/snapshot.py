@@ -122,9 +122,9 @@ _STORAGES = {
 _VERSION = 6
 
 
-def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The parameters of a snapshot's averaged network (`ema`) by their original names, and its config: `cls`, the
-    class, and the constructor's arguments.
+def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, float]]:
+    """The parameters of a snapshot's averaged network (`ema`) by their original names; its config: `cls`, the class,
+    and the constructor's arguments; and the P_mean and P_std of its training (`loss_fn`), where it says them.
 
     Raises InputError for a file that is no such snapshot, is damaged, or uses any other name; nothing in it is run.
     """
@@ -133,7 +133,8 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         raise InputError(f"path {str(path)!r} cannot be read: {error.strerror or error}") from error
     try:
-        return _network(_tree(content), len(content))
+        snapshot = _tree(content)
+        return *_network(snapshot, len(content)), _levels(snapshot)
     except InputError as error:
         raise InputError(f"path {str(path)!r} is refused: {error}") from error
     except Exception as error:  # of a crafted or damaged file: any kind
@@ -256,6 +257,14 @@ def _network(snapshot: Any, size: int) -> tuple[dict[str, Tensor], dict[str, Any
     views: dict[str, _View] = {}
     _collect(network, "", views, set())
     return _tensors(views, size), config
+
+
+def _levels(snapshot: Mapping[Any, Any]) -> dict[str, float]:
+    """P_mean and P_std of the loss, when it has both as numbers."""
+    loss = snapshot.get("loss_fn")
+    state = _object(loss)[1] if isinstance(loss, _Persistent) else {}
+    levels = {name: float(state[name]) for name in ("P_mean", "P_std") if type(state.get(name)) in (int, float)}
+    return levels if len(levels) == 2 else {}
 
 
 def _tensors(views: Mapping[str, _View], size: int) -> dict[str, Tensor]:
