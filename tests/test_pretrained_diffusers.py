@@ -53,6 +53,11 @@ def unet(seed: int = 0, **changes: Any) -> Any:
     return made
 
 
+def ddim(*args: Any, **options: Any) -> Any:
+    """With the steps where a model here has them."""
+    return diffusers.DDIMScheduler(*args, **({"timestep_spacing": "linspace"} | options))
+
+
 def saved(folder: Path, scheduler: Any, network: Any = None) -> tuple[Path, Any]:
     """The folder of a pipeline, and its network."""
     network = unet() if network is None else network
@@ -63,7 +68,7 @@ def saved(folder: Path, scheduler: Any, network: Any = None) -> tuple[Path, Any]
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline with nothing to leave out."""
-    return saved(tmp_path_factory.mktemp("original") / "pipeline", diffusers.DDIMScheduler(clip_sample=False))[0]
+    return saved(tmp_path_factory.mktemp("original") / "pipeline", ddim(clip_sample=False))[0]
 
 
 @pytest.fixture
@@ -115,6 +120,7 @@ def test_schedulers_of_time_steps(tmp_path: Path, name: str, karras: bool) -> No
     kind = getattr(diffusers, name)
     options: dict[str, Any] = {"beta_schedule": "scaled_linear"}
     options |= {"clip_sample": False} if name.startswith("DD") else {"use_karras_sigmas": karras}
+    options |= {"timestep_spacing": "linspace"} if name == "DDIMScheduler" else {}
     folder, _ = saved(tmp_path / "pipeline", kind(**options))
     made = loaded(folder)
     parts, theirs = made.formulation, kind(**options)
@@ -164,7 +170,7 @@ def test_every_image_is_that_of_diffusers(tmp_path: Path, schedule: str, predict
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_trajectory_is_diffusers_ddim(tmp_path: Path, prediction: str) -> None:
-    scheduler = diffusers.DDIMScheduler(prediction_type=prediction, clip_sample=False, timestep_spacing="linspace")
+    scheduler = ddim(prediction_type=prediction, clip_sample=False, timestep_spacing="linspace")
     folder, network = saved(tmp_path / "pipeline", scheduler)
     made = loaded(folder)
     scheduler.alphas_cumprod = made.formulation.preconditioning.steps.alphas_cumprod
@@ -234,7 +240,7 @@ def test_karras_ve(tmp_path: Path, times: str) -> None:
     deprecated = pytest.importorskip("diffusers.schedulers.deprecated.scheduling_karras_ve")
     scheduler = deprecated.KarrasVeScheduler(sigma_max=50.0, s_churn=40.0)
     network = unet(time_embedding_type=times, center_input_sample=True)
-    folder, _ = saved(tmp_path / "pipeline", diffusers.DDIMScheduler(), network)
+    folder, _ = saved(tmp_path / "pipeline", ddim(), network)
     scheduler.save_pretrained(folder / "scheduler")
     change(folder / "model_index.json", scheduler=["diffusers", "KarrasVeScheduler"])
     made = loaded(folder)
@@ -266,7 +272,7 @@ def test_every_sampler(one: edmund.Model, sampler: str) -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_saved_and_loaded(tmp_path: Path, prediction: str) -> None:
     network = unet(num_class_embeds=3)
-    folder, _ = saved(tmp_path / "p", diffusers.DDIMScheduler(prediction_type=prediction, clip_sample=False), network)
+    folder, _ = saved(tmp_path / "p", ddim(prediction_type=prediction, clip_sample=False), network)
     made = loaded(folder)
     assert isinstance(made.network, networks.DiffusersUNet2D) and made.num_classes == 3
     again = model.load(made.save(tmp_path / "model"))
@@ -279,7 +285,7 @@ def test_saved_and_loaded(tmp_path: Path, prediction: str) -> None:
 
 def test_labels_are_diffusers_classes(original: Path, tmp_path: Path) -> None:
     network = unet(num_class_embeds=4)
-    folder, _ = saved(tmp_path / "pipeline", diffusers.DDIMScheduler(clip_sample=False), network)
+    folder, _ = saved(tmp_path / "pipeline", ddim(clip_sample=False), network)
     made = loaded(folder)
     sigma, x = made.formulation.preconditioning.steps.levels[300], randn(3, *SHAPE, dtype=torch.float32)
     labels = torch.tensor([0, 3, 1])
@@ -351,7 +357,7 @@ def test_sizes() -> None:
 
 
 def test_a_learned_variance(tmp_path: Path) -> None:
-    folder, network = saved(tmp_path / "pipeline", diffusers.DDIMScheduler(clip_sample=False), unet(out_channels=4))
+    folder, network = saved(tmp_path / "pipeline", ddim(clip_sample=False), unet(out_channels=4))
     made = loaded(folder)
     sigma, x = made.formulation.preconditioning.steps.levels[40], randn(2, *SHAPE, dtype=torch.float32)
     with torch.no_grad():
@@ -374,7 +380,7 @@ def test_older_folders_and_half_precision(plain: Path, tmp_path: Path) -> None:
     save_file({name: value.half() for name, value in state.items()}, flat / file.name)
     for path in (plain / "model_index.json", plain / "unet/config.json", plain / "scheduler/scheduler_config.json"):
         (flat / path.name).write_text(path.read_text())
-    change(flat / "scheduler_config.json", skip_prk_steps=True, timestep_spacing="absent")
+    change(flat / "scheduler_config.json", skip_prk_steps=True, set_alpha_to_one="absent")
     made, whole = loaded(flat), loaded(plain)
     assert {parameter.dtype for parameter in made.network.parameters()} == {torch.float32}
     x, sigma = randn(2, *SHAPE), torch.tensor(1.0, dtype=F64)
@@ -383,7 +389,7 @@ def test_older_folders_and_half_precision(plain: Path, tmp_path: Path) -> None:
 
 def test_learned_times(tmp_path: Path) -> None:
     network = unet(time_embedding_type="learned", num_train_timesteps=30)
-    folder, _ = saved(tmp_path / "pipeline", diffusers.DDIMScheduler(30, clip_sample=False), network)
+    folder, _ = saved(tmp_path / "pipeline", ddim(30, clip_sample=False), network)
     made = loaded(folder)
     assert made.formulation.num_steps == 30
     sigma, x = made.formulation.preconditioning.steps.levels[29], randn(2, *SHAPE, dtype=torch.float32)
@@ -405,23 +411,87 @@ def test_few_levels_under_karras_steps(tmp_path: Path) -> None:
     ("scheduler", "tells"),
     [
         (diffusers.DDPMScheduler(), [r"clamps D to \[-1.0, 1.0\].*StaticThresholding\(model.denoiser, 1.0\)"]),
-        (diffusers.DDIMScheduler(thresholding=True), [r"DynamicThresholding\(model.denoiser, 0.995\)"]),
-        (diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_large"), ["variance_type is 'fixed_large'"]),
+        (ddim(thresholding=True), [r"sample_max_value 1.0\).*StaticThresholding\(model.denoiser, 1.0\)"]),
         (
-            diffusers.DPMSolverMultistepScheduler(solver_order=3, algorithm_type="sde-dpmsolver++"),
-            ["solver_order is 3", "algorithm_type is 'sde-dpmsolver"],
+            ddim(thresholding=True, sample_max_value=2.0),
+            [r"DynamicThresholding\(model.denoiser, 0.995\) to do so, but for .* sample_max_value 2.0"],
         ),
-        (diffusers.EDMEulerScheduler(final_sigmas_type="sigma_min"), ["final_sigmas_type"]),
+        (diffusers.DDPMScheduler(clip_sample=False, variance_type="fixed_large"), ["variance_type is 'fixed_large'"]),
+        (diffusers.DDPMScheduler(clip_sample=False, timestep_spacing="trailing"), []),
+        (diffusers.DDPMScheduler(clip_sample=False, steps_offset=1), [r"elsewhere \(steps_offset 1\)"]),
+        (ddim(clip_sample=False, steps_offset=1), []),
+        (
+            diffusers.DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False),
+            [r"\(set_alpha_to_one False, steps_offset 1, timestep_spacing 'leading'\): .* from 157.407 over 0.0100005"],
+        ),
+        (
+            diffusers.DPMSolverMultistepScheduler(
+                solver_order=3, algorithm_type="sde-dpmsolver++", lambda_min_clipped=-5.1, lower_order_final=False
+            ),
+            [
+                r"elsewhere \(lambda_min_clipped -5.1\)",
+                "solver_order is 3, algorithm_type is 'sde-dpmsolver.*', lower_order_final is False, which the model",
+            ],
+        ),
+        (diffusers.DPMSolverMultistepScheduler(euler_at_final=True), ["euler_at_final is True"]),
+        (
+            diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, sigma_min=0.1, sigma_max=50.0),
+            [r"elsewhere \(sigma_min 0.1, sigma_max 50.0\)"],
+        ),
+        (diffusers.EulerDiscreteScheduler(interpolation_type="log_linear"), ["interpolation_type 'log_linear'"]),
+        (diffusers.EulerDiscreteScheduler(beta_schedule="linear", beta_end=0.01), []),
+        (diffusers.EDMEulerScheduler(final_sigmas_type="sigma_min", sigma_max=50.0), ["final_sigmas_type 'sigma_min'"]),
     ],
 )
 def test_what_is_left_out_is_told(tmp_path: Path, scheduler: Any, tells: list[str]) -> None:
     folder, _ = saved(tmp_path / "pipeline", scheduler)
-    with pytest.warns(pretrained.LeftOut) as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", pretrained.LeftOut)
         pretrained.load(folder)
-    assert len(caught) == len(tells)
+    caught = [warning for warning in caught if warning.category is pretrained.LeftOut]
+    assert len(caught) == len(tells), [str(warning.message) for warning in caught]
     for text, warning in zip(tells, caught, strict=True):
         with pytest.raises(Warning, match=text):
             raise warning.message
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+def test_no_setting_is_silent(tmp_path: Path, name: str) -> None:
+    """Whatever a scheduler's argument: to change it changes the formulation, or what is told, or is refused."""
+    # What has no effect in diffusers either, by itself.
+    moot = {
+        "steps_offset",
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+        "clip_sample_range",
+        "num_train_timesteps",
+    }
+    moot |= {"timestep_spacing"} if name == "DDPMScheduler" else set()
+    kind = getattr(diffusers, name)
+    folder, _ = saved(tmp_path / "pipeline", kind())
+    file = folder / "scheduler/scheduler_config.json"
+    plain = json.loads(file.read_text())
+
+    def seen() -> tuple[Any, ...]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", pretrained.LeftOut)
+            try:
+                parts = pretrained.load(folder).formulation
+            except InputError as error:
+                return (str(error),)
+        return parts, [str(warning.message) for warning in caught if warning.category is pretrained.LeftOut]
+
+    usual = seen()
+    changes = {"beta_schedule": "scaled_linear", "prediction_type": "sample", "sigma_schedule": "exponential"}
+    changes |= {"trained_betas": [0.01] * 1000, "variance_type": "fixed_large", "use_beta_sigmas": True}
+    changes |= {"use_exponential_sigmas": True, "sigma_min": 0.5, "sigma_max": 20.0}
+    for key, value in plain.items():
+        if key.startswith("_") or key in moot:
+            continue
+        other = not value if isinstance(value, bool) else value / 2 + 1 if isinstance(value, float) else "other"
+        other = -5.0 if value == -math.inf else value + 1 if type(value) is int else other
+        file.write_text(json.dumps(plain | {key: changes.get(key, other)}))
+        assert seen() != usual, key
 
 
 def test_other_parts_are_told_of(plain: Path) -> None:
@@ -432,7 +502,7 @@ def test_other_parts_are_told_of(plain: Path) -> None:
 
 def test_clamping_is_static_thresholding(tmp_path: Path) -> None:
     """What the warning says does it: the images of diffusers' clipped steps."""
-    scheduler = diffusers.DDIMScheduler(clip_sample_range=0.5)
+    scheduler = ddim(clip_sample_range=0.5)
     folder, network = saved(tmp_path / "pipeline", scheduler)
     made = loaded(folder, left_out=1)
     scheduler.set_timesteps(10)
@@ -532,7 +602,7 @@ def test_without_diffusers(plain: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_levels_by_hand(tmp_path: Path) -> None:
-    made = loaded(saved(tmp_path / "p", diffusers.DDIMScheduler(3, 0.1, 0.3, clip_sample=False))[0])
+    made = loaded(saved(tmp_path / "p", ddim(3, 0.1, 0.3, clip_sample=False))[0])
     abar = [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7]
     assert made.formulation.preconditioning.steps == process.DiscreteSteps("linear", 0.1, 0.3, 3)
     low, high = made.formulation.trained_range

@@ -9,9 +9,10 @@ A scheduler says two things. What the network was trained on: the levels of its 
 terminal SNR) and what it predicts; or EDM's preconditioning; or that of a variance-exploding score SDE. From that comes
 the formulation. And how diffusers samples it, of which the formulation has as its defaults what there is here: the
 solver, the number of steps that diffusers' own pipelines take (as many as in training for DDPM, else 50), and whether
-the steps are those of Karras et al. 2022 or even in the time step. All levels are sampled, from the highest, and the
-last step goes to sigma = 0, whatever `timestep_spacing`, `steps_offset`, `set_alpha_to_one` say. Of what a model here
-does not carry, foremost the clamping of D (`clip_sample`), `LeftOut` warns.
+the steps are those of Karras et al. 2022 or even in the time step. They go from the highest level to sigma = 0, each to
+the nearest level. Of every setting that is not carried `LeftOut` warns, where its value asks for something else than
+the model does: foremost the clamping of D (`clip_sample`), then where the steps lie (`timestep_spacing`, ...), then how
+they are taken.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import dataclasses
 import inspect
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,31 @@ _RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_
 
 class LeftOut(UserWarning):
     """Something that a published model's folder says and the loaded model does not carry."""
+
+
+class _Options(Mapping[str, Any]):
+    """A scheduler's arguments: what its file says, else its class's defaults; it keeps count of those that are read."""
+
+    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        self.defaults = defaults
+        self._values = {name: given.get(name, default) for name, default in defaults.items()}
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        self._read.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def unread(self) -> dict[str, Any]:
+        """Those that nothing has asked for."""
+        return {name: value for name, value in self._values.items() if name not in self._read}
 
 
 def load_folder(folder: Path) -> Model:
@@ -112,10 +138,8 @@ def _part(folder: Path, part: str) -> Path:
     return folder / part if (folder / part).is_dir() else folder
 
 
-def _options(scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler's arguments, with its class's defaults. Other keys are other schedulers', which diffusers leaves
-    in such files.
-    """
+def _options(scheduler: str, config: Mapping[str, Any]) -> _Options:
+    """The scheduler's arguments. Other keys are other schedulers', which diffusers leaves in such files."""
     if config.get("predict_epsilon") is False:
         raise InputError(
             "scheduler_config.json has predict_epsilon false, of an old diffusers; write prediction_type 'sample'"
@@ -126,7 +150,7 @@ def _options(scheduler: str, config: Mapping[str, Any]) -> dict[str, Any]:
     else:
         parameters = inspect.signature(getattr(library, scheduler).__init__).parameters.values()
         defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {name: config.get(name, default) for name, default in defaults.items()}
+    return _Options(config, defaults)
 
 
 def _discrete(options: Mapping[str, Any], sampler: samplers.Sampler, num_steps: int | None = _STEPS) -> Formulation:
@@ -137,6 +161,7 @@ def _discrete(options: Mapping[str, Any], sampler: samplers.Sampler, num_steps: 
     zero_snr = bool(options.get("rescale_betas_zero_snr", False))
     count = check_count("scheduler num_train_timesteps", options["num_train_timesteps"], least=2)
     schedule, betas = options["beta_schedule"], options["trained_betas"]
+    start, end = options["beta_start"], options["beta_end"]
     if not isinstance(schedule, str):
         raise InputError(f"scheduler beta_schedule is {short(schedule)}; it must be a schedule's name")
     if betas is not None:
@@ -147,7 +172,7 @@ def _discrete(options: Mapping[str, Any], sampler: samplers.Sampler, num_steps: 
     elif schedule == "squaredcos_cap_v2":
         steps = DiscreteSteps(schedule, num_steps=count, zero_snr=zero_snr)
     else:
-        steps = DiscreteSteps(schedule, options["beta_start"], options["beta_end"], count, zero_snr)
+        steps = DiscreteSteps(schedule, start, end, count, zero_snr)
     levels = len(steps.levels)
     parts = formulations.discrete(
         steps, options["prediction_type"], sampler, levels if num_steps is None else min(num_steps, levels)
@@ -202,13 +227,77 @@ _SCHEDULERS: dict[str, Callable[[Mapping[str, Any]], Formulation]] = {
 }
 
 
-def _warn_of(options: Mapping[str, Any], formulation: Formulation) -> None:
+_PLACING = frozenset(
+    {
+        "timestep_spacing",
+        "steps_offset",
+        "set_alpha_to_one",
+        "sigma_min",
+        "sigma_max",
+        "lambda_min_clipped",
+        "interpolation_type",
+        "final_sigmas_type",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_lu_lambdas",
+    }
+)
+"""Where a scheduler's steps lie; its other settings say how they are taken."""
+
+# What a model here does; of other settings that is the scheduler's default.
+_OURS: Mapping[str, tuple[Any, ...]] = {
+    "timestep_spacing": ("linspace",),
+    "steps_offset": (0,),
+    "set_alpha_to_one": (True,),
+    "final_sigmas_type": ("zero",),
+    "use_beta_sigmas": (False, None),
+    "variance_type": (None, "fixed_small", "fixed_small_log"),
+    "solver_order": (2,),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_type": ("midpoint",),
+}
+
+
+def _warn_of(options: _Options, formulation: Formulation) -> None:
     """Warns of the scheduler's settings of sampling that the formulation does not carry."""
-    if options.get("thresholding"):
-        ratio = options["dynamic_thresholding_ratio"]
+    _warn_of_clamping(options)
+    unlike = {
+        name: value
+        for name, value in options.unread.items()
+        if value not in _OURS.get(name, (options.defaults[name],)) and name not in _CLAMPING
+    }
+    steps = getattr(formulation.preconditioning, "steps", None)
+    if steps is not None and formulation.num_steps == len(steps.levels):
+        unlike.pop("timestep_spacing", None)  # of all steps there is one only
+    if options.get("timestep_spacing") != "leading":
+        unlike.pop("steps_offset", None)  # of which the others make no use
+    placing = [f"{name} {short(value)}" for name, value in unlike.items() if name in _PLACING]
+    if placing:
         _leave_out(
-            f"the scheduler thresholds D (thresholding), the model does not: sample "
-            f"guidance.DynamicThresholding(model.denoiser, {ratio}) to do so"
+            f"the scheduler's steps lie elsewhere ({', '.join(placing)}): the model's go by its grid from "
+            f"{formulation.sigma_max:.6g} over {formulation.sigma_min:.6g} to 0"
+        )
+    others = [f"{name} is {short(value)}" for name, value in unlike.items() if name not in _PLACING]
+    if others:
+        _leave_out(
+            f"the scheduler's {', '.join(others)}, which the model does not carry; its sampler is {formulation.sampler}"
+        )
+
+
+_CLAMPING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value", "clip_sample", "clip_sample_range")
+
+
+def _warn_of_clamping(options: _Options) -> None:
+    if options.get("thresholding"):
+        ratio, most = options["dynamic_thresholding_ratio"], options["sample_max_value"]
+        if most == 1:  # quantiles are at least one: all that is left is the clamping
+            wrapped, but = "StaticThresholding(model.denoiser, 1.0)", ""
+        else:
+            wrapped = f"DynamicThresholding(model.denoiser, {short(ratio)})"
+            but = f", but for the quantile's bound sample_max_value {short(most)}"
+        _leave_out(
+            f"the scheduler thresholds D (thresholding, sample_max_value {short(most)}), the model does not: sample "
+            f"guidance.{wrapped} to do so{but}"
         )
     elif options.get("clip_sample"):
         bound = options["clip_sample_range"]
@@ -216,18 +305,6 @@ def _warn_of(options: Mapping[str, Any], formulation: Formulation) -> None:
             f"the scheduler clamps D to [-{bound}, {bound}] (clip_sample), the model does not: sample "
             f"guidance.StaticThresholding(model.denoiser, {bound}) to do so"
         )
-    solver = f"its sampler is {formulation.sampler}"
-    for name, carried in (
-        ("variance_type", (None, "fixed_small", "fixed_small_log")),
-        ("solver_order", (2,)),
-        ("algorithm_type", ("dpmsolver++",)),
-        ("solver_type", ("midpoint",)),
-        ("use_beta_sigmas", (False, None)),
-        ("use_lu_lambdas", (False,)),
-        ("final_sigmas_type", ("zero",)),
-    ):
-        if options.get(name, carried[0]) not in carried:
-            _leave_out(f"the scheduler's {name} is {short(options[name])}, which the model does not carry; {solver}")
 
 
 def _model(folder: Path, formulation: Formulation, *, karras_ve: bool) -> Model:
