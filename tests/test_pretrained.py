@@ -477,6 +477,11 @@ def test_bad_arguments(shared: Path) -> None:
     for bad in (None, 3, [1], {"a": 1}, {1: torch.zeros(1)}, {"model.a": np.zeros(3)}):
         with pytest.raises(InputError, match=r"state is .*mapping of parameter names to tensors"):
             pretrained.from_state_dict(bad, config)  # type: ignore[arg-type]
+    for empty in (config, {name: value for name, value in config.items() if name != "num_blocks"}):
+        with pytest.raises(InputError, match="the state has only 0 tensors"):
+            pretrained.from_state_dict({}, empty)
+    with pytest.raises(InputError, match=r"a b has shape \(1,\) in the state and None"):
+        pretrained.from_state_dict(state | {"a\nb": torch.zeros(1)}, config)
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]

@@ -26,7 +26,7 @@ from edmund import grid, networks, noise_density, process, samplers
 from edmund.errors import InputError, check_count, check_number, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model
-from edmund.pretrained.state import check_state, is_plain, made, short
+from edmund.pretrained.state import check_state, is_plain, line, made, short
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ def from_state_dict(
         raise InputError(f"state is a {type(state).__name__}; it must be a mapping of parameter names to tensors")
     for name, value in config.items():
         if not is_plain(value):
-            raise InputError(f"config {name} is {short(value)}; it must be a number of 64 bits, a text or list of them")
+            raise InputError(
+                f"config {line(name)} is {short(value)}; it must be a number of 64 bits, a text or list of them"
+            )
     arguments = dict(config)
     kind = arguments.pop("cls", _EDM2)
     if not isinstance(kind, str) or kind not in _PRECONDS:
@@ -229,8 +231,9 @@ def _network_options(
             raise unknown(f"config argument of {kind}", name, [*network.arguments, *network.fixed, *own, *also])
     for name in ("img_channels", "img_resolution"):
         check_count(f"config {name}", arguments.get(name, 0))
-    if check_count("config num_blocks", arguments.get("num_blocks", 1)) > tensors:
-        raise InputError(f"config num_blocks is {arguments['num_blocks']}; the state has only {tensors} tensors")
+    blocks = check_count("config num_blocks", arguments.get("num_blocks", 1))
+    if blocks > tensors:
+        raise InputError(f"config num_blocks is {blocks}; the state has only {tensors} tensors")
     return options
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edmund.errors import InputError
-from edmund.pretrained.state import is_plain
+from edmund.pretrained.state import is_plain, line
 
 
 class _Record:
@@ -138,7 +138,7 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[s
     except InputError as error:
         raise InputError(f"path {str(path)!r} is refused: {error}") from error
     except Exception as error:  # of a crafted or damaged file: any kind
-        raise InputError(f"path {str(path)!r} is no snapshot of EDM or EDM2: {_line(error)}") from error
+        raise InputError(f"path {str(path)!r} is no snapshot of EDM or EDM2: {line(error)}") from error
 
 
 def _tree(content: bytes) -> Any:
@@ -216,7 +216,7 @@ def _of(value: Any, kind: type) -> Any:
 
 def _stand_in(module: str, name: str) -> type:
     if (module, name) not in _NAMES:
-        raise InputError(f"it uses {_line(f'{module}.{name}')}, which a snapshot of EDM or EDM2 does not")
+        raise InputError(f"it uses {line(f'{module}.{name}')}, which a snapshot of EDM or EDM2 does not")
     return _NAMES[module, name]
 
 
@@ -247,13 +247,13 @@ def _network(snapshot: Any, size: int) -> tuple[dict[str, Tensor], dict[str, Any
     positional, keywords = state.get("_init_args", ()), state.get("_init_kwargs", {})
     leading = ("img_resolution", "img_channels", "label_dim")
     if not isinstance(positional, tuple | list) or not isinstance(keywords, dict) or len(positional) > len(leading):
-        raise InputError(f"the arguments of its {_line(name)} are not readable")
+        raise InputError(f"the arguments of its {line(name)} are not readable")
     if len(keywords) > _MOST_ARGUMENTS:
-        raise InputError(f"its {_line(name)} has {len(keywords)} arguments")
+        raise InputError(f"its {line(name)} has {len(keywords)} arguments")
     config = {**dict(zip(leading, positional, strict=False)), **keywords, "cls": name}
     for argument, value in config.items():
         if not isinstance(argument, str) or not is_plain(value):
-            raise InputError(f"the argument {_line(argument)} of its {_line(name)} is no number, text or list of them")
+            raise InputError(f"the argument {line(argument)} of its {line(name)} is no number, text or list of them")
     views: dict[str, _View] = {}
     _collect(network, "", views, set())
     return _tensors(views, size), config
@@ -279,7 +279,7 @@ def _tensors(views: Mapping[str, _View], size: int) -> dict[str, Tensor]:
         parameters[key] = _tensor(key, views[key], numbers)
         left -= parameters[key].nbytes
         if left < 0:
-            raise InputError(f"its tensors up to {_line(key)} have more bytes than the file")
+            raise InputError(f"its tensors up to {line(key)} have more bytes than the file")
     return {key: parameters[key] for key in views}
 
 
@@ -301,22 +301,22 @@ def _collect(module: Any, prefix: str, views: dict[str, _View], seen: set[int]) 
     elif isinstance(module, _Container) and isinstance(module.state, dict):
         state = module.state
     else:
-        raise InputError(f"{_line(prefix)} in it is no network's layer")
+        raise InputError(f"{line(prefix)} in it is no network's layer")
     if id(module) in seen:  # modules within modules could make a short file's tree endless
-        raise InputError(f"{_line(prefix)} in it is there twice")
+        raise InputError(f"{line(prefix)} in it is there twice")
     seen.add(id(module))
     if prefix.count(".") > _MOST_LEVELS:
-        raise InputError(f"{_line(prefix)} in it has more than {_MOST_LEVELS} levels")
+        raise InputError(f"{line(prefix)} in it has more than {_MOST_LEVELS} levels")
     transient = state.get("_non_persistent_buffers_set", ())
     if not isinstance(transient, list | tuple) or len(transient) > _MOST_ARGUMENTS:
-        raise InputError(f"{_line(prefix)} in it has names of transient buffers that are none")
+        raise InputError(f"{line(prefix)} in it has names of transient buffers that are none")
     for group in ("_parameters", "_buffers"):
         for name, value in _named(state, group, prefix, seen):
             tensor = value.args[0] if isinstance(value, _Parameter) and value.args else value
             if tensor is None or (group == "_buffers" and name in transient):
                 continue
             if not isinstance(tensor, _View):
-                raise InputError(f"{_line(prefix + name)} in it is no tensor")
+                raise InputError(f"{line(prefix + name)} in it is no tensor")
             views[prefix + name] = tensor
             if len(views) > _MOST_TENSORS:
                 raise InputError(f"it has more than {_MOST_TENSORS} tensors")
@@ -329,11 +329,11 @@ def _named(state: Mapping[Any, Any], group: str, prefix: str, seen: set[int]) ->
     """The entries of a module's dict of this name, which no other module has."""
     entries = _of(state.get(group, {}), dict)
     if entries and id(entries) in seen:
-        raise InputError(f"{_line(prefix + group)} in it is there twice")
+        raise InputError(f"{line(prefix + group)} in it is there twice")
     seen.add(id(entries))
     for name in entries:
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-            raise InputError(f"{_line(prefix + group)} in it has an entry whose name is no name")
+            raise InputError(f"{line(prefix + group)} in it has an entry whose name is no name")
     return list(entries.items())
 
 
@@ -342,7 +342,7 @@ def _data(name: str, view: _View) -> bytes:
     storage = view.args[0] if view.args else None
     data = storage.args[0] if isinstance(storage, _Storage) and len(storage.args) == 1 else None
     if not isinstance(data, bytes):
-        raise InputError(f"{_line(name)} in it has no storage")
+        raise InputError(f"{line(name)} in it has no storage")
     return data
 
 
@@ -360,7 +360,7 @@ def _tensor(name: str, view: _View, numbers: Tensor) -> Tensor:
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         inside = 0 < math.prod(shape) <= len(numbers) and last < len(numbers)
     if not inside:
-        raise InputError(f"{_line(name)} in it has {_line(claim)} in a storage of {len(numbers)} elements")
+        raise InputError(f"{line(name)} in it has {line(claim)} in a storage of {len(numbers)} elements")
     return numbers.as_strided(tuple(shape), tuple(stride), offset).clone()  # not the whole storage
 
 
@@ -372,16 +372,10 @@ def _numbers(name: str, data: bytes) -> Tensor:
     names = [argument for part in parts for opcode, argument, _ in part if opcode.name == "GLOBAL"]
     marks = [argument for opcode, argument, _ in parts[0] if opcode.name == "LONG1"]
     if marks != [_MAGIC] or not opcodes <= _SAVED_OPCODES or len(names) != 1 or names[0] not in _STORAGES:
-        raise InputError(f"{_line(name)} in it is not saved as one storage of floating-point numbers")
+        raise InputError(f"{line(name)} in it is not saved as one storage of floating-point numbers")
     dtype = _STORAGES[names[0]]
     start = buffer.tell() + 8
     count, rest = int.from_bytes(data[start - 8 : start], "little"), len(data) - start
     if count == 0 or count * dtype.itemsize != rest:
-        raise InputError(f"{_line(name)} in it claims {count} elements of {dtype} in {rest} bytes")
+        raise InputError(f"{line(name)} in it claims {count} elements of {dtype} in {rest} bytes")
     return torch.frombuffer(bytearray(data[start:]), dtype=dtype)
-
-
-def _line(value: object) -> str:
-    """A short line of any text or error of the file's."""
-    text = " ".join(str(value).split()) or type(value).__name__
-    return text if len(text) <= 100 else text[:97] + "..."

@@ -43,11 +43,11 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, .
         ours = expected.get(name)
         if theirs != ours:
             raise InputError(
-                f"state is of another network: {name} has shape {theirs} in the state and {ours} in the network of "
-                f"this config (None: it has none)"
+                f"state is of another network: {line(name)} has shape {theirs} in the state and {ours} in the network "
+                f"of this config (None: it has none)"
             )
         if not state[name].is_floating_point():
-            raise InputError(f"state has {name} in {state[name].dtype}; weights are floating-point numbers")
+            raise InputError(f"state has {line(name)} in {state[name].dtype}; weights are floating-point numbers")
 
 
 def short(value: object) -> str:
@@ -57,6 +57,12 @@ def short(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of too many digits, or lists too deep within lists
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def line(value: object) -> str:
+    """A short line of any text or error of a file's."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def is_plain(value: Any) -> bool:
