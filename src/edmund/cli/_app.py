@@ -261,7 +261,7 @@ def convert(
 
 @app.command()
 def ema(
-    run: Annotated[Path, typer.Argument(help="The folder of a run trained with ema_widths.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="A run with training.ema_widths and its snapshots.", show_default=False)],
     width: Annotated[
         float | None, typer.Option(help="Write the model with the average of this relative width.", show_default=False)
     ] = None,

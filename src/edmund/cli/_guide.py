@@ -33,6 +33,11 @@ def guided(model: Model, guide: Guide, labels: str | None, directory: Path) -> D
         raise InputError(f"--guidance is {guide.w}, but the model has no classes to guide towards")
     if labels == "none":
         raise InputError(f"--guidance is {guide.w}, but --labels is 'none': there is no class to guide towards")
+    if not getattr(model.network, "null_class", True):
+        raise InputError(
+            f"--guidance is {guide.w}, but a {type(model.network).__name__} has no 'no label' of its own; guide in "
+            "Python with guidance.ClassifierFree(model.denoiser, w, negative={'labels': ...})"
+        )
     if (directory / CONFIG_FILE).is_file() and read_config(directory).options().label_dropout == 0:
         raise InputError(
             f"--guidance is {guide.w}, but the run was trained with training.label_dropout 0: its network never "

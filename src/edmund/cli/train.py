@@ -62,7 +62,9 @@ def _differences(preset: Preset | None, train: DataSet) -> list[str]:
     if wanted == found:
         return []
     told = [f"samples of shape {shape} and {classes or 'no'} classes" for shape, classes in (wanted, found)]
-    return [f"note: preset {preset.name} is for {told[0]}, the data are {told[1]}: expect another result"]
+    side = preset.shape[-1]
+    resize = "" if found[0][1:] == preset.shape[1:] else f" (data.size={side} makes images of that size)"
+    return [f"note: preset {preset.name} is for {told[0]}, the data are {told[1]}{resize}: expect another result"]
 
 
 def fit(config: Config, directory: Path, preset: Preset | None = None) -> TrainingResult:

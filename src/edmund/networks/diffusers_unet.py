@@ -142,7 +142,8 @@ class DiffusersUNet2D(nn.Module):
         if not bool(known.all()):
             raise InputError(
                 f"labels contain {int(labels[~known][0])}; they must be in 0 .. {self.label_dim - 1}: a UNet2DModel "
-                f"has no 'none' of its own (guidance takes negative={{'labels': ...}}, the class trained as none)"
+                f"has no 'none' of its own (in Python, guidance.ClassifierFree takes negative={{'labels': ...}}, the "
+                f"class that was trained as none)"
             )
         return labels, None
 

@@ -120,6 +120,8 @@ _STORAGES = {
     "torch DoubleStorage": torch.float64,
 }
 _VERSION = 6
+_PROTOCOL, _ZIP = b"\x80", b"PK"
+"""How a pickle of protocol 2 or above begins, and a file of torch.save."""
 
 
 def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, float]]:
@@ -132,6 +134,12 @@ def read_snapshot(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[s
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"path {str(path)!r} cannot be read: {error.strerror or error}") from error
+    if content[:1] != _PROTOCOL:
+        what = "a file of torch.save" if content[:2] == _ZIP else "no pickle of protocol 2 or above"
+        raise InputError(
+            f"path {str(path)!r} is no snapshot of EDM or EDM2 but {what}; a state dict with its config is for "
+            f"edmund.pretrained.from_state_dict(state, config)"
+        )
     try:
         snapshot = _tree(content)
         return *_network(snapshot, len(content)), _levels(snapshot)

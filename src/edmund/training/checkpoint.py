@@ -165,23 +165,14 @@ class CheckpointStore:
 
 def check_shapes(saved: Mapping[str, list[int]], network: Tensors, folder: Path) -> None:
     """Refuses a checkpoint of another network: InputError with the first parameter that differs and both shapes."""
-    for name, tensor in network.items():
-        shape = list(tensor.shape)
-        if name not in saved:
+    for name in [*network, *(name for name in saved if name not in network)]:
+        there = saved.get(name)
+        here = list(network[name].shape) if name in network else None
+        if there != here:
+            said = ["none" if shape is None else f"shape {shape}" for shape in (there, here)]
             raise InputError(
-                f"network: the checkpoint {str(folder)!r} is of another network: it has no {name!r}, "
-                f"which has shape {shape} in this one"
-            )
-        if saved[name] != shape:
-            raise InputError(
-                f"network: the checkpoint {str(folder)!r} is of another network: "
-                f"{name!r} has shape {saved[name]} there and {shape} in this one"
-            )
-    for name in saved:
-        if name not in network:
-            raise InputError(
-                f"network: the checkpoint {str(folder)!r} is of another network: "
-                f"it has {name!r} of shape {saved[name]}, which this one has not"
+                f"network: the checkpoint {str(folder)!r} is of another network: {name!r} has {said[0]} there and "
+                f"{said[1]} in this one; use another folder (output.directory), or the same network"
             )
 
 
