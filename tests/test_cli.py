@@ -137,14 +137,14 @@ def test_sample_with_another_sampler_is_the_librarys(folder):
     labels = torch.arange(4)
     ours = drawn(folder, "--sampler", "dpmpp_2m", "--steps", 6)
     library = model.sample(4, labels=labels, sampler="dpmpp_2m", num_steps=6, progress=False)
-    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-4)
     ours = drawn(folder, "--sampler", "lms", "--set", "order=2", "--steps", 6)
     library = model.sample(4, labels=labels, sampler=samplers.LMS(order=2), num_steps=6, progress=False)
-    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-4)
     # Arguments of the run's own sampler, without naming it.
     ours = drawn(folder, "--set", "alpha=0.5")
     library = model.sample(4, labels=labels, sampler="midpoint", progress=False)
-    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-4)
 
 
 def test_sample_with_guidance(folder):
@@ -152,7 +152,7 @@ def test_sample_with_guidance(folder):
     ours = drawn(folder, "--guidance", "2.0", "--interval", "0.3,5")
     guided = guidance.ClassifierFree(model.denoiser, 2.0, (0.3, 5.0))
     library = model.sample(4, labels=torch.arange(4), denoiser=guided, progress=False)
-    np.testing.assert_allclose(ours, library.numpy(), atol=1e-5)
+    np.testing.assert_allclose(ours, library.numpy(), atol=1e-4)
     plain = drawn(folder)
     assert abs(ours - plain).max() > 0.1
     np.testing.assert_array_equal(drawn(folder, "--guidance", "1", "--interval", "0.3,5"), plain)

@@ -181,8 +181,8 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
     ("saved", "message"),
     [
         ({"a": [3, 5], "b.c": []}, r"'a' has shape \[3, 5\] there and \[3, 4\] in this one"),
-        ({"b.c": []}, r"it has no 'a', which has shape \[3, 4\] in this one"),
-        ({"a": [3, 4], "b.c": [], "d": [2]}, r"it has 'd' of shape \[2\], which this one has not"),
+        ({"b.c": []}, r"'a' has shape None there and \[3, 4\] in this one \(None: it has none\)"),
+        ({"a": [3, 4], "b.c": [], "d": [2]}, r"'d' has shape \[2\] there and None in this one"),
     ],
 )
 def test_a_checkpoint_of_another_network_names_the_first_parameter(saved: dict, message: str) -> None:

@@ -169,10 +169,10 @@ def check_shapes(saved: Mapping[str, list[int]], network: Tensors, folder: Path)
         there = saved.get(name)
         here = list(network[name].shape) if name in network else None
         if there != here:
-            said = ["none" if shape is None else f"shape {shape}" for shape in (there, here)]
+            none = " (None: it has none)" if None in (there, here) else ""
             raise InputError(
-                f"network: the checkpoint {str(folder)!r} is of another network: {name!r} has {said[0]} there and "
-                f"{said[1]} in this one; use another folder (output.directory), or the same network"
+                f"network: the checkpoint {str(folder)!r} is of another network: {name!r} has shape {there} there and "
+                f"{here} in this one{none}; use another folder (output.directory), or the same network"
             )
 
 
