@@ -294,7 +294,7 @@ def test_another_model_or_data_in_the_same_folder_is_refused(tmp_path: Path) -> 
         again(model(channels=24), Toy())
     with pytest.raises(InputError, match=r"network\.dropout is 0\.1 there and 0\.3 here"):
         again(model(dropout=0.3), Toy())
-    with pytest.raises(InputError, match="'_uncertainty.*None in this one"):
+    with pytest.raises(InputError, match=r"'_uncertainty.*None in this one"):
         again(model(uncertainty=False), Toy())
     with pytest.raises(InputError, match=r"data\.samples is 100 there and 90 here"):
         again(model(), Toy(90))
