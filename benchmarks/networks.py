@@ -157,24 +157,37 @@ def forward(name: str, compiled: bool, repetitions: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def convolutions_alone(precision: str, repetitions: int) -> float:
-    """Images a second of DDPM++ if nothing stood between its convolutions, each timed by itself on such an input."""
+def layers_alone(precision: str, repetitions: int, norms: bool = False) -> float:
+    """Images a second of DDPM++ if it had convolutions only, each timed by itself on such an input.
+
+    norms: also its group norms, in the faster of the network's precision and float32, each with a SiLU behind it (but
+    for attention's): what no order of PyTorch's own kernels can do without.
+    """
     model = model_of(ddpmpp(), 32).optimise(precision=precision)
-    calls: list[tuple[nn.Module, Tensor]] = []
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.GroupNorm) if norms else (nn.Conv2d,)
+    calls: list[tuple[str, nn.Module, Tensor]] = []
     hooks = [
         layer.register_forward_hook(
-            lambda layer, inputs, _: calls.append((layer, torch.empty_like(inputs[0]).normal_()))
+            lambda layer, inputs, _, name=name: calls.append((name, layer, torch.empty_like(inputs[0]).normal_()))
         )
-        for layer in model.network.modules()
-        if isinstance(layer, nn.Conv2d)
+        for name, layer in model.network.named_modules()
+        if isinstance(layer, kinds)
     ]
     batch = BATCH["DDPM++"]
-    model.network(
-        torch.zeros(batch, 3, 32, 32, device=DEVICE, dtype=DTYPES[precision]), torch.zeros(batch, device=DEVICE)
-    )
+    x = torch.zeros(batch, 3, 32, 32, device=DEVICE, dtype=DTYPES[precision])
+    model.network(x, torch.zeros(batch, device=DEVICE))
     for hook in hooks:
         hook.remove()
-    return batch / sum(best_seconds(lambda layer=layer, x=x: layer(x), repetitions) for layer, x in calls)
+    seconds = 0.0
+    for name, layer, x in calls:
+        own = best_seconds(lambda layer=layer, x=x: layer(x), repetitions)
+        if isinstance(layer, nn.GroupNorm):
+            exact = copy.deepcopy(layer).float()
+            own = min(own, best_seconds(lambda exact=exact, x=x: exact(x.float()).to(x.dtype), repetitions))
+            if not name.endswith("norm2"):
+                own += best_seconds(lambda x=x: nn.functional.silu(x, inplace=True), repetitions)
+        seconds += own
+    return batch / seconds
 
 
 def has_diffusers() -> bool:
@@ -309,8 +322,9 @@ def measure(repetitions: int, compiled: bool) -> dict[str, Any]:
             for name, side in (("DDPM++", 32), ("ADM", 64))
         }
     for precision in DTYPES:
-        rate = convolutions_alone(precision, repetitions)
-        results["forward"]["DDPM++"][f"its convolutions alone, {precision}"] = rate
+        ways = results["forward"]["DDPM++"]
+        ways[f"its convolutions alone, {precision}"] = layers_alone(precision, repetitions)
+        ways[f"with norms and activations, {precision}"] = layers_alone(precision, repetitions, norms=True)
     results["training"], results["heun"], results["sampler_over_network"] = {}, {}, {}
     for precision in DTYPES:
         results["training"][f"edmund {precision}"] = training(precision)
