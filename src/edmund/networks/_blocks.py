@@ -22,6 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
+from edmund.networks.conditioning import (
+    augment_rows,
+    check_dropped,
+    check_image,
+    check_input,
+    context_rows,
+    label_rows,
+)
 
 Direction = Literal["down", "up"]
 
@@ -229,6 +237,13 @@ class LevelledUNet(nn.Module, ABC):
     attention; attend_once: in the decoder only in a level's last block.
     """
 
+    in_channels: int
+    image_channels: int
+    label_dim: int
+    context_dim: int
+    augment_dim: int
+    conditional: bool
+
     def __init__(
         self,
         style: Style,
@@ -281,6 +296,32 @@ class LevelledUNet(nn.Module, ABC):
                     f"x has shape {list(x.shape)}; the network's {len(self.levels)} levels halve it "
                     f"{len(self.levels) - 1} times, so its {name} must be a multiple of {multiple}"
                 )
+
+    def check_inputs(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        context: Tensor | None,
+        image: Tensor | None,
+        augment_labels: Tensor | None,
+        condition_dropped: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """(x with the image condition behind it, rows of labels, context, augment labels, condition_dropped) of a
+        forward's arguments, checked, in x's dtype.
+        """
+        check_input(x, c_noise, f"[B, {self.in_channels}, H, W]", self.in_channels, 4)
+        self.check_size(x)
+        batch, dtype, device = x.shape[0], x.dtype, x.device
+        condition_dropped = check_dropped(condition_dropped, batch, self.conditional)
+        image = check_image(
+            image, x, [self.image_channels, *x.shape[2:]] if self.image_channels else None, condition_dropped
+        )
+        rows = label_rows(labels, self.label_dim, condition_dropped, batch, dtype, device)
+        context = context_rows(context, self.context_dim, batch, dtype)
+        augment_labels = augment_rows(augment_labels, self.augment_dim, batch, dtype, device)
+        seen = x if image is None else torch.cat([x, image], dim=1)
+        return seen, rows, context, augment_labels, condition_dropped
 
     def run_levels(self, x: Tensor, embedding: Tensor) -> Tensor:
         """The output F of x, image condition included, and the embedding."""

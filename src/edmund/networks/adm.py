@@ -19,13 +19,7 @@ from edmund.errors import check_count
 from edmund.networks._blocks import LevelledUNet, Style, group_norm, zero
 from edmund.networks.conditioning import (
     ContextPooling,
-    augment_rows,
     check_dropout,
-    check_dropped,
-    check_image,
-    check_input,
-    context_rows,
-    label_rows,
     pooled_or_null,
 )
 from edmund.networks.embedding import PositionalFeatures
@@ -150,18 +144,11 @@ class ADM(LevelledUNet):
         these samples see no labels, the learned null context, a zero image. A condition of batch 1 is expanded.
         Whatever does not fit, H and W that the levels cannot halve among it, is an `InputError`.
         """
-        check_input(x, c_noise, f"[B, {self.in_channels}, H, W]", self.in_channels, 4)
-        self.check_size(x)
-        batch, dtype, device = x.shape[0], x.dtype, x.device
-        condition_dropped = check_dropped(condition_dropped, batch, self.conditional)
-        image = check_image(
-            image, x, [self.image_channels, *x.shape[2:]] if self.image_channels else None, condition_dropped
+        x, rows, context, augment_labels, condition_dropped = self.check_inputs(
+            x, c_noise, labels, context, image, augment_labels, condition_dropped
         )
-        rows = label_rows(labels, self.label_dim, condition_dropped, batch, dtype, device)
-        context = context_rows(context, self.context_dim, batch, dtype)
-        augment_labels = augment_rows(augment_labels, self.augment_dim, batch, dtype, device)
 
-        e = self.map_noise(c_noise).to(dtype)
+        e = self.map_noise(c_noise).to(x.dtype)
         if augment_labels is not None:
             e = e + self.map_augment(augment_labels)
         e = self.map_layer1(F.silu(self.map_layer0(e)))
@@ -169,7 +156,7 @@ class ADM(LevelledUNet):
             e = e + self.map_label(rows)
         if context is not None:
             e = e + pooled_or_null(self.context(context), self.null_context, condition_dropped)
-        return self.run_levels(x if image is None else torch.cat([x, image], dim=1), F.silu(e))
+        return self.run_levels(x, F.silu(e))
 
     def emit(self, level: int, h: Tensor, out: Tensor | None) -> Tensor | None:
         """The output, at the finest level."""

@@ -37,13 +37,7 @@ from edmund.networks._blocks import (
 )
 from edmund.networks.conditioning import (
     ContextPooling,
-    augment_rows,
     check_dropout,
-    check_dropped,
-    check_image,
-    check_input,
-    context_rows,
-    label_rows,
     pooled_or_null,
 )
 from edmund.networks.embedding import FourierFeatures, PositionalFeatures
@@ -242,19 +236,12 @@ class SongUNet(LevelledUNet):
         these samples see no labels, the learned null context, a zero image. A condition of batch 1 is expanded.
         Whatever does not fit, H and W that the levels cannot halve among it, is an `InputError`.
         """
-        check_input(x, c_noise, f"[B, {self.in_channels}, H, W]", self.in_channels, 4)
-        self.check_size(x)
-        batch, dtype, device = x.shape[0], x.dtype, x.device
-        condition_dropped = check_dropped(condition_dropped, batch, self.conditional)
-        image = check_image(
-            image, x, [self.image_channels, *x.shape[2:]] if self.image_channels else None, condition_dropped
+        x, rows, context, augment_labels, condition_dropped = self.check_inputs(
+            x, c_noise, labels, context, image, augment_labels, condition_dropped
         )
-        rows = label_rows(labels, self.label_dim, condition_dropped, batch, dtype, device)
-        context = context_rows(context, self.context_dim, batch, dtype)
-        augment_labels = augment_rows(augment_labels, self.augment_dim, batch, dtype, device)
 
         # The published weights have the sines before the cosines.
-        cosines, sines = self.map_noise(c_noise).to(dtype).chunk(2, dim=1)
+        cosines, sines = self.map_noise(c_noise).to(x.dtype).chunk(2, dim=1)
         e = torch.cat([sines, cosines], dim=1)
         if rows is not None:
             e = e + self.map_label(rows * math.sqrt(self.label_dim))
@@ -263,7 +250,7 @@ class SongUNet(LevelledUNet):
         if context is not None:
             e = e + pooled_or_null(self.context(context), self.null_context, condition_dropped)
         e = F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
-        return self.run_levels(x if image is None else torch.cat([x, image], dim=1), e)
+        return self.run_levels(x, e)
 
     def join(self, name: str, h: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
         """The level's h with the carried input in it."""
