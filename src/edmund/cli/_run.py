@@ -125,6 +125,12 @@ def parse_numbers(argument: str, text: str) -> list[int]:
     return numbers
 
 
+def check_new(argument: str, folder: Path) -> None:
+    """Refuses a folder to write to that holds something."""
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise InputError(f"{argument} is {str(folder)!r}, which is there already and not empty; name a new folder")
+
+
 def make_folder(folder: Path) -> Path:
     """The folder, made if absent; InputError where it cannot be written."""
     try:

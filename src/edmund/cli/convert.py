@@ -6,14 +6,12 @@ import warnings
 from pathlib import Path
 
 from edmund import pretrained
-from edmund.cli._run import say
-from edmund.errors import InputError
+from edmund.cli._run import check_new, say
 
 
 def run(file: Path, out: Path) -> None:
     """The command."""
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise InputError(f"OUT is {str(out)!r}, which is there already and not empty; name a new folder")
+    check_new("OUT", out)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = pretrained.load(file)

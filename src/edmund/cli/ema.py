@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from edmund import plots
-from edmund.cli._run import CONFIG_FILE, console, load_model, make_folder, read_config, say
+from edmund.cli._run import CONFIG_FILE, check_new, console, load_model, make_folder, read_config, say
 from edmund.errors import InputError
 from edmund.training import ema
 from edmund.training.output import write_atomically
@@ -41,8 +41,7 @@ def _reconstruct(directory: Path, width: float, samples: int | None, out: Path |
     time = snapshots.at(samples).samples_seen
     folder = directory / FOLDER / (f"width-{width!r}" + ("" if samples is None else f"-at-{time}"))
     if out is not None:
-        if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-            raise InputError(f"--out is {str(out)!r}, which is there already and not empty; name a new folder")
+        check_new("--out", out)
         folder = out
     snapshots.fill(model, width, time)
     say(str(model.save(folder)))
