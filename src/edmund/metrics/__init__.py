@@ -3,6 +3,7 @@ of a small classifier that is trained on the spot; nothing is downloaded.
 """
 
 from edmund.metrics.agreement import Agreement, agreement, agreement_of
+from edmund.metrics.c2st import c2st
 from edmund.metrics.classifier import ImageClassifier, no_classifier_because, shrink, train_classifier
 from edmund.metrics.frechet import frechet_distance, frechet_of_moments, moments
 from edmund.metrics.neighbours import Neighbours, nearest_distances, neighbours
@@ -15,6 +16,7 @@ __all__ = [
     "Neighbours",
     "agreement",
     "agreement_of",
+    "c2st",
     "frechet_distance",
     "frechet_of_halves",
     "frechet_of_moments",
