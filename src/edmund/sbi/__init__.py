@@ -1,0 +1,1 @@
+"""Simulation-based inference: p(theta | x) from simulations, with the diagnostics that say whether to trust it."""
