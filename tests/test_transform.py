@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_ndtr
+from scipy.stats import kstest
 from torch import Tensor
 
 from edmund.errors import InputError
 from edmund.transform import (
+    Blocks,
     Bounded,
     Chain,
     Identity,
     Log1p,
     MinMax,
     Moments,
+    Probit,
     Scale,
     Standardise,
     Transform,
+    Whiten,
     from_config,
 )
 
@@ -42,6 +48,8 @@ def images() -> Tensor:
     ) + torch.tensor([0.0, -4.0, 1e4]).view(3, 1, 1)
 
 
+LOWER = [[0.5, 0.0, 0.0, 0.0], [0.2, 0.4, 0.0, 0.0], [-0.3, 0.1, 0.6, 0.0], [0.1, -0.2, 0.3, 2.0]]
+
 ON_VECTORS: list[Transform] = [
     Identity(),
     Scale(-2.5),
@@ -53,6 +61,13 @@ ON_VECTORS: list[Transform] = [
     Log1p(),
     Bounded(0.0, 1.0),
     Bounded([0.0, -1.0, None, None], [1.0, None, 3.0, None]),
+    Probit(0.0, 1.0),
+    Probit([0.0, -1.0, -2.0, 0.0], [1.0, 3.0, 5.0, 1.5]),
+    Whiten([0.1, 0.2, 0.3, 0.4], LOWER),
+    Blocks([([0, 1, 2, 3], Probit(0.0, 1.0))]),
+    Blocks([([0], Probit(0.0, 1.0)), ([1, 2], Scale([2.0, -3.0])), ([3], Log1p())]),
+    Blocks([([3, 0], Whiten([0.5, 0.5], [[2.0, 0.0], [-1.0, 0.5]])), ([2, 1], Bounded([0.0, None], [1.0, 2.0]))]),
+    Blocks([([2, 0], Standardise([1.0, 2.0], [3.0, 4.0])), ([1, 3], Scale(-2.0))]),
     Chain([Scale(3.0), Log1p(), Standardise(0.4, 0.3)]),
     Chain([MinMax(0.0, 2.0), Scale([1.0, 2.0, 3.0, 4.0]), Chain([Standardise(1.0, 0.1)])]),
     Chain([]),
@@ -83,9 +98,10 @@ def test_log_abs_det_is_autograds(transform: Transform) -> None:
 def test_inverse_is_differentiable(transform: Transform) -> None:
     # The Jacobian of the inverse is the inverse of the Jacobian: their log-determinants are opposite.
     y = vectors()[:5]
-    x = transform.forward(y).detach().requires_grad_()
-    (slope,) = torch.autograd.grad(transform.inverse(x).sum(), x)
-    torch.testing.assert_close(slope.abs().log().sum(1), -transform.log_abs_det(y), rtol=1e-11, atol=1e-11)
+    x = transform.forward(y)
+    jacobians = [torch.autograd.functional.jacobian(lambda v: transform.inverse(v[None])[0], row) for row in x]
+    found = torch.linalg.slogdet(torch.stack(jacobians))[1]
+    torch.testing.assert_close(found, -transform.log_abs_det(y), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("transform", ON_VECTORS, ids=repr)
@@ -93,7 +109,9 @@ def test_affine_is_forward(transform: Transform) -> None:
     y = vectors()
     x = transform.forward(y)
     second_difference = x[0] - 2 * transform.forward((y[:1] + y[1:2]) / 2)[0] + x[1]
-    if transform.affine is None:
+    if isinstance(transform, Whiten):  # linear, but not element by element
+        assert transform.affine is None and second_difference.abs().max() < 1e-13
+    elif transform.affine is None:
         assert second_difference.abs().max() > 1e-3
     else:
         scale, shift = transform.affine
@@ -192,6 +210,53 @@ def test_bounded_density_integrates_to_one() -> None:
     assert float(torch.trapezoid(log_density.exp(), y[:, 0])) == pytest.approx(1, abs=1e-8)
 
 
+@pytest.mark.parametrize("where", ["low", "high"])
+def test_probit_keeps_digits_near_both_bounds(where: str) -> None:
+    """Against SciPy's log of the normal tail, out to where float64 ends: 1e-300 of the width from the bound at 0."""
+    transform = Probit(0.0, 4.0) if where == "low" else Probit(-4.0, 0.0)
+    sign = -1 if where == "low" else 1
+    x = sign * torch.linspace(0.5, 37, 74, dtype=torch.float64)[:, None]
+    y = transform.inverse(x)
+    expected = math.log(4) + torch.from_numpy(log_ndtr(-x.abs().numpy()))
+    torch.testing.assert_close(y.abs().log(), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(transform.forward(y), x, rtol=1e-12, atol=0)
+
+
+def test_probit_is_differentiable_in_the_middle() -> None:
+    transform = Probit(-1.0, 1.0)
+    slope = 2 / math.sqrt(2 * math.pi)
+    for function, expected in ((transform.forward, 1 / slope), (transform.inverse, slope)):
+        middle = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(function(middle).sum(), middle)
+        assert float(gradient) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("transform", "draw"),
+    [
+        (Probit([0.0, -3.0], [1.0, 5.0]), lambda u, z: torch.tensor([0.0, -3.0]) + torch.tensor([1.0, 8.0]) * u),
+        (
+            Whiten([1.0, -2.0], [[2.0, 0.0], [1.5, 0.1]]),
+            lambda u, z: torch.tensor([1.0, -2.0]) + z @ torch.tensor([[2.0, 1.5], [0.0, 0.1]]).double(),
+        ),
+        (
+            Blocks([([1], Probit(-3.0, 5.0)), ([0], Standardise(1.0, 2.0))]),
+            lambda u, z: torch.stack([1 + 2 * z[:, 0], -3 + 8 * u[:, 1]], 1),
+        ),
+    ],
+    ids=["probit", "whiten", "blocks"],
+)
+def test_the_law_becomes_standard_normal(transform: Transform, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+    random = generator()
+    u = torch.rand(20_000, 2, generator=random, dtype=torch.float64)
+    z = torch.randn(20_000, 2, generator=random, dtype=torch.float64)
+    x = transform.forward(draw(u, z))
+    # Each axis and the two diagonals: were they correlated, a diagonal would have another variance.
+    for direction in ((1, 0), (0, 1), (1, 1), (1, -1)):
+        projected = x @ torch.tensor(direction, dtype=torch.float64) / math.hypot(*direction)
+        assert kstest(projected.numpy(), "norm").pvalue > 1e-3
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_one_pass_moments(size: int) -> None:
     """A mean 1e8 times the std, in parts of any size: the naive sum of squares would have no digit left."""
@@ -261,6 +326,16 @@ def test_fit_refuses(transform: type[Standardise | MinMax], batches: list[Tensor
         (lambda: Bounded(3.0, 2.0), "low is 3.0, high is 2.0"),
         (lambda: Bounded(math.nan), "low is nan"),
         (lambda: Chain(["log1p"]), "transforms holds 'log1p'"),
+        (lambda: Probit(2.0, 1.0), "low is 2.0, high is 1.0"),
+        (lambda: Probit(0.0, INF), "high is inf"),
+        (lambda: Whiten(0.0, [[1.0]]), r"mean has shape \[\] and cholesky \[1, 1\]"),
+        (lambda: Whiten([0.0, 0.0], [1.0, 1.0]), r"mean has shape \[2\] and cholesky \[2\]"),
+        (lambda: Whiten([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]]), "must be lower triangular"),
+        (lambda: Whiten([0.0, 0.0], [[1.0, 0.0], [0.5, 0.0]]), "diagonal above 0"),
+        (lambda: Blocks([([0], Scale(2.0)), ([2], Identity())]), r"columns \[\[0\], \[2\]\]; every column"),
+        (lambda: Blocks([([0, 1], Scale(2.0)), ([1], Identity())]), "exactly one block"),
+        (lambda: Blocks([]), r"columns \[\]"),
+        (lambda: Blocks([([0], "probit")]), "blocks holds"),
     ],
 )
 def test_impossible_statistics(make, message: str) -> None:
@@ -275,6 +350,9 @@ def test_impossible_statistics(make, message: str) -> None:
         (Log1p(), [[0.0, -1.0], [math.nan, -2.0]], "3 of 4 values are not above -1"),
         (Bounded(0.0, 1.0), [[0.5, 1.0], [0.0, 2.0]], r"3 of 4 values are on or outside the bounds \(0.0, 1.0\)"),
         (Bounded([None, 0.0], None), [[math.nan, 0.5]], "1 of 2 values"),
+        (Probit(0.0, 1.0), [[0.5, 1.0], [math.nan, 2.0]], r"3 of 4 values are on or outside the bounds \(0.0, 1.0\)"),
+        (Whiten([0.0], [[1.0]]), [[0.0, 1.0]], r"whiten is for vectors \[B, 1\], and y has shape \[1, 2\]"),
+        (Blocks([([0], Identity())]), [[0.0, 1.0]], r"blocks is for vectors \[B, 1\], and y has shape \[1, 2\]"),
         (Standardise([0.0] * 3, 1.0), [[0.0, 1.0]], r"mean of standardise has shape \[3\], and samples have \[2\]"),
     ],
 )
@@ -301,6 +379,8 @@ def test_a_flat_statistic_is_not_taken_for_a_row_of_pixels() -> None:
         ({"type": "chain", "transforms": 3}, "transforms is 3"),
         ({"type": ["chain"]}, "transform type"),
         ({"type": "scale", "factor": None}, "factor is None"),
+        ({"type": "blocks", "blocks": [[[0], {"type": "identity"}]]}, "must be a list of mappings"),
+        ({"type": "blocks", "blocks": [{"columns": [0], "transform": {"type": "probt"}}]}, "probit"),
     ],
 )
 def test_configs_that_cannot_be(config: dict[str, object], message: str) -> None:

@@ -9,10 +9,10 @@ for wherever a density or a measurement is in the user's units:
 
 and an affine one, x = scale * y + shift, turns a linear measurement of y into a linear measurement of x.
 
-Every transform acts on each element by itself. Its statistics are numbers, or arrays that broadcast against one sample
-and have as many axes as it: [D] for vectors [B, D], [C, 1, 1] per channel or [C, H, W] per element for fields
-[B, C, H, W]. Integers of at most 16 bits are computed in float32, wider ones in float64; floating-point data keep their
-dtype.
+Every transform acts on each element by itself, but for `Whiten` and `Blocks`, which are for vectors. Its statistics
+are numbers, or arrays that broadcast against one sample and have as many axes as it: [D] for vectors [B, D], [C, 1, 1]
+per channel or [C, H, W] per element for fields [B, C, H, W]. Integers of at most 16 bits are computed in float32, wider
+ones in float64; floating-point data keep their dtype.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ StatisticLike: TypeAlias = float | Tensor | Sequence[Any]
 
 
 class Transform(ABC):
-    """A bijection of each element of a batch y [B, *], in the user's units, to x of the same shape, in the model's."""
+    """A bijection of a batch y [B, *], in the user's units, to x of the same shape, in the model's."""
 
     name: ClassVar[str]
 
@@ -287,6 +287,165 @@ class Bounded(Transform):
 
 
 @dataclass(frozen=True)
+class Probit(Transform):
+    """Uniform numbers between `low` and `high` to standard normal ones: x = Phi^-1((y - low) / (high - low)).
+
+    Phi is the standard normal distribution function, so that a uniform law in y is exactly N(0, 1) in x. The bounds lie
+    infinitely far away: a y on or outside them is an InputError, and an x whose y is nearer to a bound than its dtype
+    can tell (for (0, 1) above 8.3 in float64, 5.4 in float32) comes back as the bound.
+    """
+
+    low: Statistic
+    high: Statistic
+    name: ClassVar[str] = "probit"
+
+    def __init__(self, low: StatisticLike, high: StatisticLike) -> None:
+        _store(self, low=low, high=high)
+        if not (_tensor(self.low) < _tensor(self.high)).all():
+            raise InputError(
+                f"low is {_shown(self.low)}, high is {_shown(self.high)}; low must be below high everywhere"
+            )
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        low, high = _aligned(self, "low", y), _aligned(self, "high", y)
+        above, below = (y - low) / (high - low), (high - y) / (high - low)
+        limits = f"({_shown(self.low)}, {_shown(self.high)})"
+        _refuse(~((above > 0) & (below > 0)), y, f"are on or outside the bounds {limits}")
+        # Counted from the nearer bound, so that a value close to either keeps its digits.
+        lower = above < below
+        x = torch.special.ndtri(torch.where(lower, above, below))
+        return torch.where(lower, x, -x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        low, high = _aligned(self, "low", x), _aligned(self, "high", x)
+        lower = x < 0
+        # Phi(-|x|); erfc keeps its digits in the tail, where torch.special.ndtr, which is 1 + erf, has none.
+        tail = torch.special.erfc(torch.where(lower, -x, x) / math.sqrt(2)) / 2
+        return torch.where(lower, low + (high - low) * tail, high - (high - low) * tail)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        width = _aligned(self, "high", y) - _aligned(self, "low", y)
+        return _sum(self.forward(y).square() / 2 + math.log(2 * math.pi) / 2 - width.log())
+
+
+@dataclass(frozen=True)
+class Whiten(Transform):
+    """Correlated vectors [B, D] to uncorrelated ones: x = L^-1 (y - mean), L the Cholesky factor of the covariance.
+
+    mean: [D]. cholesky: [D, D], lower triangular with a diagonal above 0. N(mean, L L^T) in y is N(0, I) in x.
+    """
+
+    mean: Statistic
+    cholesky: Statistic
+    name: ClassVar[str] = "whiten"
+
+    def __init__(self, mean: StatisticLike, cholesky: StatisticLike) -> None:
+        _store(self, mean=mean)
+        _store(self, cholesky=cholesky)
+        center, factor = _tensor(self.mean), _tensor(self.cholesky)
+        if center.ndim != 1 or factor.shape != 2 * center.shape:
+            raise InputError(
+                f"mean has shape {list(center.shape)} and cholesky {list(factor.shape)}; they must be [D] and [D, D]"
+            )
+        if not (factor.diagonal() > 0).all() or factor.triu(1).any():
+            raise InputError(
+                f"cholesky is {_shown(self.cholesky)}; it must be lower triangular with a diagonal above 0"
+            )
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = self._vectors(_floating(y))
+        centered = y - _aligned(self, "mean", y)
+        x: Tensor = torch.linalg.solve_triangular(self._factor(y), centered.mT, upper=False).mT
+        return x
+
+    def inverse(self, x: Tensor) -> Tensor:
+        x = self._vectors(x)
+        return x @ self._factor(x).mT + _aligned(self, "mean", x)
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = self._vectors(_floating(y))
+        return -self._factor(y).diagonal().log().sum().expand(len(y))
+
+    def _factor(self, y: Tensor) -> Tensor:
+        return torch.tensor(self.cholesky, dtype=y.dtype).to(y.device, non_blocking=True)
+
+    def _vectors(self, y: Tensor) -> Tensor:
+        return _checked_vectors(self, y, _tensor(self.mean).numel())
+
+
+@dataclass(frozen=True)
+class Blocks(Transform):
+    """Each group of the columns of vectors [B, D] by a transform of its own, and left where it was.
+
+    blocks: (columns, transform) pairs; columns are numbers from 0 to D - 1, and each stands in exactly one block. A
+    transform sees its columns in the order given.
+    """
+
+    blocks: tuple[tuple[tuple[int, ...], Transform], ...]
+    name: ClassVar[str] = "blocks"
+
+    def __init__(self, blocks: Sequence[tuple[Sequence[int], Transform]]) -> None:
+        for block in blocks:
+            if not isinstance(block, list | tuple) or len(block) != 2 or not isinstance(block[1], Transform):
+                raise InputError(f"blocks holds {_shown(block)}; each must be (columns, transform)")
+        pairs = tuple((tuple(columns), transform) for columns, transform in blocks)
+        order = [column for columns, _ in pairs for column in columns]
+        if not order or not all(columns for columns, _ in pairs) or set(order) != set(range(len(order))):
+            found = _shown([list(columns) for columns, _ in pairs])
+            raise InputError(f"blocks have the columns {found}; every column from 0 on must stand in exactly one block")
+        object.__setattr__(self, "blocks", pairs)
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = self._vectors(_floating(y))
+        return self._joined([transform.forward(self._of(y, columns)) for columns, transform in self.blocks])
+
+    def inverse(self, x: Tensor) -> Tensor:
+        x = self._vectors(x)
+        return self._joined([transform.inverse(self._of(x, columns)) for columns, transform in self.blocks])
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = self._vectors(_floating(y))
+        total = y.new_zeros(len(y))
+        for columns, transform in self.blocks:
+            total = total + transform.log_abs_det(self._of(y, columns))
+        return total
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        scales, shifts = [], []
+        for columns, transform in self.blocks:
+            step = transform.affine
+            if step is None:
+                return None
+            scales.append(step[0].expand(1, len(columns)))
+            shifts.append(step[1].expand(1, len(columns)))
+        return self._joined(scales)[0], self._joined(shifts)[0]
+
+    def config(self) -> dict[str, Any]:
+        blocks = [{"columns": list(columns), "transform": transform.config()} for columns, transform in self.blocks]
+        return {"type": self.name, "blocks": blocks}
+
+    @staticmethod
+    def _of(y: Tensor, columns: tuple[int, ...]) -> Tensor:
+        first, last = columns[0], columns[-1]
+        if columns == tuple(range(first, last + 1)):
+            return y[:, first : last + 1]
+        return y[:, torch.tensor(columns).to(y.device, non_blocking=True)]
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        """The blocks' columns [B, d] each, put back in their places."""
+        whole = torch.cat(parts, 1)
+        order = torch.tensor([column for columns, _ in self.blocks for column in columns])
+        places = order.argsort()
+        return whole if torch.equal(order, places) else whole[:, places.to(whole.device, non_blocking=True)]
+
+    def _vectors(self, y: Tensor) -> Tensor:
+        return _checked_vectors(self, y, sum(len(columns) for columns, _ in self.blocks))
+
+
+@dataclass(frozen=True)
 class Chain(Transform):
     """One transform after another: forward goes through `transforms` from the first to the last."""
 
@@ -357,6 +516,16 @@ def from_config(config: Mapping[str, Any]) -> Transform:
         if not isinstance(parts, list | tuple):
             raise InputError(f"transforms is {parts!r}; it must be a list of transforms")
         return Chain([from_config(each) for each in parts])
+    if part is Blocks:
+        blocks = given["blocks"]
+        if not isinstance(blocks, list | tuple) or not all(
+            isinstance(block, Mapping)
+            and set(block) == {"columns", "transform"}
+            and isinstance(block["columns"], list | tuple)
+            for block in blocks
+        ):
+            raise InputError(f"blocks is {_shown(blocks)}; it must be a list of mappings of columns and transform")
+        return Blocks([(block["columns"], from_config(block["transform"])) for block in blocks])
     return part(**given)
 
 
@@ -465,6 +634,12 @@ def _refuse_constant(moments: Moments) -> None:
             f"batches: {len(constant)} of {moments.mean.numel()} features are constant and have no scale "
             f"(the first: feature {constant[0]} is {value:g} everywhere); leave them out or give statistics yourself"
         )
+
+
+def _checked_vectors(transform: Transform, y: Tensor, length: int) -> Tensor:
+    if y.ndim != 2 or y.shape[1] != length:
+        raise InputError(f"{transform.name} is for vectors [B, {length}], and y has shape {list(y.shape)}")
+    return y
 
 
 def _refuse(wrong: Tensor, y: Tensor, why: str) -> None:
