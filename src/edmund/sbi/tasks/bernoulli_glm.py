@@ -23,6 +23,8 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from edmund.sbi.tasks._base import Task
 from edmund.sbi.tasks.draws import uniform
+from edmund.sbi.tasks.exact import Exact
+from edmund.sbi.tasks.logistic import LogisticPosterior
 from edmund.sbi.tasks.reference import Reference, read_reference
 
 _STEPS = 100
@@ -49,6 +51,10 @@ class BernoulliGLM(Task):
         logits = theta @ design().mT.to(theta.device)
         return theta @ x - torch.nn.functional.softplus(logits).sum(1)
 
+    def posterior(self, x: Tensor) -> Exact:
+        """Exact draws by rejection; see `LogisticPosterior` for the accuracy of its constant and moments."""
+        return LogisticPosterior(design(), self._checked_x(x).cpu(), prior_precision())
+
     @staticmethod
     def _spikes(theta: Tensor, generator: torch.Generator | None) -> Tensor:
         """y [B, 100], zeros and ones."""
@@ -67,6 +73,10 @@ class BernoulliGLMRaw(BernoulliGLM):
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
         return super()._log_likelihood(theta, x @ design().to(x.device))
+
+    def posterior(self, x: Tensor) -> Exact:
+        """bernoulli_glm's, of the sufficient statistics."""
+        return LogisticPosterior(design(), self._checked_x(x).cpu() @ design(), prior_precision())
 
     def reference(self, directory: str | Path, observation: int) -> Reference:
         """bernoulli_glm's reference; x is its `observation_raw.csv`, the spikes whose statistics are its observation.

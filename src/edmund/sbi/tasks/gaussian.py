@@ -18,6 +18,7 @@ from torch.distributions import Distribution, Independent, Normal, Uniform
 from edmund.sbi.tasks._base import Task
 from edmund.sbi.tasks.draws import normal, uniform
 from edmund.sbi.tasks.exact import Exact, Gaussian
+from edmund.sbi.tasks.truncated import TruncatedMixture
 
 
 class GaussianLinear(Task):
@@ -41,7 +42,7 @@ class GaussianLinear(Task):
 
     def posterior(self, x: Tensor) -> Exact:
         """N(x / 2, 0.05 I)."""
-        return Gaussian(self._checked_x(x) / 2, self._variance / 2 * torch.eye(10, dtype=torch.float64))
+        return Gaussian(self._checked_x(x).cpu() / 2, self._variance / 2 * torch.eye(10, dtype=torch.float64))
 
 
 class GaussianLinearUniform(Task):
@@ -62,6 +63,10 @@ class GaussianLinearUniform(Task):
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
         return _log_normal(x - theta, self._variance)
+
+    def posterior(self, x: Tensor) -> Exact:
+        """N(x, 0.1 I) cut to the box: a truncated normal in each dimension."""
+        return TruncatedMixture(self._checked_x(x).cpu(), (math.sqrt(self._variance),), -1.0, 1.0)
 
 
 class GaussianMixture(Task):
@@ -86,6 +91,10 @@ class GaussianMixture(Task):
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
         components = torch.stack([_log_normal(x - theta, variance) for variance in self._variances])
         return components.logsumexp(0) - math.log(2)
+
+    def posterior(self, x: Tensor) -> Exact:
+        """The two Gaussians about x, cut to the box."""
+        return TruncatedMixture(self._checked_x(x).cpu(), tuple(map(math.sqrt, self._variances)), -10.0, 10.0)
 
 
 def _log_normal(difference: Tensor, variance: float) -> Tensor:
