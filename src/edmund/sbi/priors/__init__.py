@@ -1,0 +1,5 @@
+"""Priors: what a user gives, as draws, a density and a bijection to unbounded space."""
+
+from edmund.sbi.priors.prior import Prior
+
+__all__ = ["Prior"]

@@ -1,0 +1,185 @@
+"""A prior as the rest of the package sees it: draws, a density, and a bijection of its support to unbounded space.
+
+Where the law of a parameter is known, the bijection carries it to the standard normal: ln p(theta) = ln N(z; 0, I) +
+ln |det dz/dtheta|, and a diffusion of the prior has a closed form. Where it is not, parameters with limits go through
+their logit or logarithm and everything is then standardised by the moments of draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edmund.errors import InputError, check_count
+from edmund.sbi.priors import laws as known_laws
+from edmund.sbi.priors.bounds import Box
+from edmund.sbi.priors.laws import Law
+from edmund.sbi.seeding import seeded
+from edmund.transform import Blocks, Bounded, Chain, Standardise, Transform
+
+DRAWS = 10_000
+"""Draws that a law without a known normaliser is standardised by, and that its declared support is checked with."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prior:
+    """The product of `laws`; made by `Prior.of`.
+
+    transform: theta [B, D] within the support to z [B, D] in unbounded space. names: of the parameters, where they have
+    any.
+    """
+
+    laws: tuple[Law, ...]
+    box: Box
+    transform: Transform
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, prior: Any) -> Prior:
+        """What a user gives for a prior, as a Prior (which is returned as it is).
+
+        prior: one of torch's distributions with an event of [D] (or of one number); a list of distributions, whose
+        independent product is meant; or an object with `sample(shape) -> [*shape, D]` and `log_prob(theta [B, D]) ->
+        [B]`, tensors or arrays, whose limits are taken from its `support` (one of torch's constraints), or from `low`
+        and `high` (numbers, or [D]), or are none.
+
+        Raises InputError for batch axes, supports that are not a product of intervals, draws that are not finite or
+        outside the declared support, points inside it without density, and parameters that do not vary.
+        """
+        return prior if isinstance(prior, Prior) else _assembled(known_laws.merged(known_laws.laws_of(prior)))
+
+    @property
+    def dim(self) -> int:
+        """D, the number of parameters."""
+        return self.box.dim
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the prior is exactly N(0, I) in the space of its transform."""
+        return all(law.normaliser() is not None for law in self.laws)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """[n, D] float32 inside the support, on the CPU; the global random streams are as they were."""
+        check_count("n", n)
+        check_count("seed", seed, least=0)
+        with seeded(seed):
+            drawn = [law.sample(n) for law in self.laws]
+        return self.box.inward(torch.cat(drawn, 1).float())
+
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """ln p(theta), in nats, of theta [B, D]: float64 [B] on theta's device, -inf outside the support."""
+        theta = self._rows(theta)
+        inside = self.box.contains(theta).all(1)
+        # Outside, laws may give anything: they are asked about a point inside instead, and their answer is left out.
+        values = self.box.inward(theta.double().nan_to_num())
+        values = torch.where(inside[:, None], theta.double(), values)
+        parts = zip(torch.split(values, [law.dim for law in self.laws], 1), self.laws, strict=True)
+        total = torch.stack([law.log_prob(part) for part, law in parts]).sum(0)
+        return torch.where(inside, total, -torch.inf)
+
+    def contains(self, theta: Tensor) -> Tensor:
+        """Whether each row of theta [B, D] lies in the support: bool [B]."""
+        return self.box.contains(self._rows(theta)).all(1)
+
+    def to_model(self, theta: Tensor) -> Tensor:
+        """z [B, D] = transform(theta), computed in float64, in theta's floating-point type.
+
+        A theta on a limit that belongs to the support (as a number of theta's type has it) is moved to the nearest
+        number inside, since limits lie infinitely far away in z. Raises InputError for theta outside the support, with
+        the number of rows.
+        """
+        theta = self._rows(theta)
+        low, high = self.box.rounded(theta.dtype, theta.device)
+        closed_low, closed_high = self.box.low_closed.to(theta.device), self.box.high_closed.to(theta.device)
+        taken = self.box.contains(theta) | ((theta == low) & closed_low) | ((theta == high) & closed_high)
+        self._refuse_outside(theta, taken)
+        return self.transform.forward(self.box.inward(theta).double()).to(theta.dtype)
+
+    def to_user(self, z: Tensor) -> Tensor:
+        """theta [B, D] float32 = transform^-1(z), always inside the support.
+
+        Computed in float64. A number that float32 would round onto a limit, or beyond what it can hold, becomes the
+        nearest number inside (the least normal one above a limit of 0). NaN stays NaN.
+        """
+        return self.box.inward(self.transform.inverse(self._rows(z).double()).float())
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{law.config()['type'] or type(law).__name__} [{law.dim}]" for law in self.laws)
+        return f"Prior({parts})"
+
+    def _rows(self, theta: Tensor) -> Tensor:
+        rows = torch.as_tensor(theta)
+        if rows.ndim != 2 or rows.shape[1] != self.dim:
+            raise InputError(f"theta has shape {list(rows.shape)}; the prior needs [B, {self.dim}]")
+        return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+
+    def _refuse_outside(self, theta: Tensor, taken: Tensor) -> None:
+        wrong = ~taken
+        if not wrong.any():
+            return
+        row, column = (int(index) for index in wrong.nonzero()[0])
+        name = self.names[column] if self.names else f"parameter {column}"
+        raise InputError(
+            f"theta: {int(wrong.any(1).sum())} of {len(theta)} rows lie outside the prior's support (the first: row "
+            f"{row}, {name} is {float(theta[row, column]):.6g}, not in {self.box.shown(column)})"
+        )
+
+
+def _assembled(laws: list[Law]) -> Prior:
+    box = Box.joined([law.box for law in laws])
+    parts = [law.normaliser() or _standardising(law) for law in laws]
+    return Prior(tuple(laws), box, _side_by_side(laws, parts))
+
+
+def _side_by_side(laws: list[Law], parts: list[Transform]) -> Transform:
+    if len(parts) == 1:
+        return parts[0]
+    blocks, start = [], 0
+    for law, part in zip(laws, parts, strict=True):
+        blocks.append((range(start, start + law.dim), part))
+        start += law.dim
+    return Blocks(blocks)
+
+
+def _standardising(law: Law) -> Transform:
+    """Limits to infinity, then zero mean and unit variance by the moments of draws; and what is declared is checked."""
+    with seeded(0):
+        drawn = law.sample(DRAWS)
+        noise = torch.randn(DRAWS, law.dim, dtype=torch.float64)
+    bad = int((~drawn.isfinite()).any(1).sum())
+    if bad:
+        raise InputError(f"prior: {bad} of {DRAWS} draws are NaN or infinite; every draw must be finite")
+    beyond = (drawn < law.box.low) | (drawn > law.box.high)
+    if beyond.any():
+        row, column = (int(index) for index in beyond.nonzero()[0])
+        raise InputError(
+            f"prior: {int(beyond.any(1).sum())} of {DRAWS} draws lie outside the support that it declares (the first: "
+            f"{float(drawn[row, column]):.6g}, not in {law.box.shown(column)}); the limits must be those of its draws"
+        )
+    drawn = law.box.inward(drawn)
+    constant = (drawn == drawn[0]).all(0)
+    if constant.any():
+        raise InputError(
+            f"prior: {int(constant.sum())} of {law.dim} parameters do not vary (the first is "
+            f"{float(drawn[0, constant][0]):.6g} in all of {DRAWS} draws); leave them out, the simulator can set them"
+        )
+    _check_density(law.log_prob(drawn), "of its own draws")
+    free = Bounded(law.box.low, law.box.high)
+    bounded = bool((law.box.low.isfinite() | law.box.high.isfinite()).any())
+    standard = Standardise.fit([free.forward(drawn)])
+    whole = Chain([free, standard]) if bounded else standard
+    _check_density(
+        law.log_prob(law.box.inward(whole.inverse(noise))),
+        "points spread over the support that it declares",
+        "; the support must be a product of intervals: declare the limits of each parameter",
+    )
+    return whole
+
+
+def _check_density(log_prob: Tensor, what: str, hint: str = "") -> None:
+    for wrong, name in ((log_prob.isnan(), "NaN"), (log_prob == -torch.inf, "-inf")):
+        if wrong.any():
+            raise InputError(f"prior: log_prob is {name} at {int(wrong.sum())} of {DRAWS} {what}{hint}")
