@@ -6,8 +6,10 @@ from edmund.metrics.agreement import Agreement, agreement, agreement_of
 from edmund.metrics.c2st import c2st
 from edmund.metrics.classifier import ImageClassifier, no_classifier_because, shrink, train_classifier
 from edmund.metrics.frechet import frechet_distance, frechet_of_moments, moments
+from edmund.metrics.mmd import median_distance, mmd
 from edmund.metrics.neighbours import Neighbours, nearest_distances, neighbours
 from edmund.metrics.report import frechet_of_halves, round_to_levels, sample_report
+from edmund.metrics.sliced_wasserstein import marginal_wasserstein, sliced_wasserstein
 from edmund.metrics.two_sample import two_sample_accuracy
 
 __all__ = [
@@ -20,6 +22,9 @@ __all__ = [
     "frechet_distance",
     "frechet_of_halves",
     "frechet_of_moments",
+    "marginal_wasserstein",
+    "median_distance",
+    "mmd",
     "moments",
     "nearest_distances",
     "neighbours",
@@ -27,6 +32,7 @@ __all__ = [
     "round_to_levels",
     "sample_report",
     "shrink",
+    "sliced_wasserstein",
     "train_classifier",
     "two_sample_accuracy",
 ]
