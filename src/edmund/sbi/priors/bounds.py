@@ -67,10 +67,16 @@ class Box:
         least, greatest = self._inside(theta.dtype, theta.device)
         return theta.clamp(least, greatest)
 
-    def rounded(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(low, high) [D] as a theta of that dtype has them."""
-        low, high, _, _ = self._on(device)
-        return low.to(dtype), high.to(dtype)
+    def rounds_onto(self, theta: Tensor) -> Tensor:
+        """Whether each number of theta [B, D] is a limit that a number inside may have been rounded to: bool [B, D].
+
+        An open limit 0 of a half-line is none: the nearest numbers inside are as small as one likes.
+        """
+        low, high, low_closed, high_closed = self._on(theta.device)
+        interval = low.isfinite() & high.isfinite()
+        on_low = (theta == low.to(theta.dtype)) & low.isfinite() & (low_closed | interval | (low != 0))
+        on_high = (theta == high.to(theta.dtype)) & high.isfinite() & (high_closed | interval | (high != 0))
+        return on_low | on_high
 
     @functools.cache  # noqa: B019  # as long-lived as the prior, and a handful of devices
     def _on(self, device: torch.device) -> Limits:

@@ -288,6 +288,12 @@ def merged(laws: Sequence[Law]) -> list[Law]:
     return found
 
 
+def shown(parts: Sequence[Mapping[str, Any]]) -> str:
+    """The parts of a prior's config in a few words, such as "uniform [2], log_normal [1], an object [3]"."""
+    sizes = [part.get("dim") or len(next(iter(list(part.values())[1:]))) for part in parts]
+    return ", ".join(f"{part['type'] or 'an object'} [{size}]" for part, size in zip(parts, sizes, strict=True))
+
+
 def from_config(config: Mapping[str, Any], where: str, dim: int | None = None) -> Law:
     """The known law that a mapping of its type and arguments describes; a number stands for every parameter.
 

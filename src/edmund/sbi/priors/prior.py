@@ -7,14 +7,16 @@ their logit or logarithm and everything is then standardised by the moments of d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edmund import transform as transforms
 from edmund.errors import InputError, check_count
-from edmund.sbi.priors import laws as known_laws
+from edmund.sbi.priors import laws as kinds
 from edmund.sbi.priors.bounds import Box
 from edmund.sbi.priors.laws import Law
 from edmund.sbi.seeding import seeded
@@ -49,7 +51,7 @@ class Prior:
         Raises InputError for batch axes, supports that are not a product of intervals, draws that are not finite or
         outside the declared support, points inside it without density, and parameters that do not vary.
         """
-        return prior if isinstance(prior, Prior) else _assembled(known_laws.merged(known_laws.laws_of(prior)))
+        return prior if isinstance(prior, Prior) else assembled(kinds.merged(kinds.laws_of(prior)))
 
     @property
     def dim(self) -> int:
@@ -87,15 +89,12 @@ class Prior:
     def to_model(self, theta: Tensor) -> Tensor:
         """z [B, D] = transform(theta), computed in float64, in theta's floating-point type.
 
-        A theta on a limit that belongs to the support (as a number of theta's type has it) is moved to the nearest
-        number inside, since limits lie infinitely far away in z. Raises InputError for theta outside the support, with
-        the number of rows.
+        Limits lie infinitely far away in z: a theta on one, where rounding may have put it, is moved to the nearest
+        number of its type inside. Only the limit 0 of a half-line that does not belong to it, near which there are
+        numbers of every size, is outside. Raises InputError for theta outside the support, with the number of rows.
         """
         theta = self._rows(theta)
-        low, high = self.box.rounded(theta.dtype, theta.device)
-        closed_low, closed_high = self.box.low_closed.to(theta.device), self.box.high_closed.to(theta.device)
-        taken = self.box.contains(theta) | ((theta == low) & closed_low) | ((theta == high) & closed_high)
-        self._refuse_outside(theta, taken)
+        self._refuse_outside(theta, self.box.contains(theta) | self.box.rounds_onto(theta))
         return self.transform.forward(self.box.inward(theta).double()).to(theta.dtype)
 
     def to_user(self, z: Tensor) -> Tensor:
@@ -106,9 +105,43 @@ class Prior:
         """
         return self.box.inward(self.transform.inverse(self._rows(z).double()).float())
 
+    def config(self) -> dict[str, Any]:
+        """The prior as JSON: its parts, names and transform; type None where a part is not of a known kind."""
+        parts = [law.config() for law in self.laws]
+        return {
+            "type": None if any(part["type"] is None for part in parts) else "product",
+            "parts": parts,
+            "names": list(self.names) if self.names else None,
+            "transform": self.transform.config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], prior: Any = None) -> Prior:
+        """The prior that `config()` described, with the very transform that it had.
+
+        prior: what the prior was made of, needed where the type is None: a user's object does not go to JSON. Raises
+        InputError where it is missing, or has other parameters, limits or arguments than the config says.
+        """
+        keys = ("type", "parts", "names", "transform")
+        if not isinstance(config, Mapping) or set(config) != set(keys) or not isinstance(config["parts"], list | tuple):
+            raise InputError(f"prior config is {config!r}; it must be a mapping of {', '.join(keys)}")
+        names = tuple(config["names"]) if config["names"] else None
+        transform = transforms.from_config(config["transform"])
+        if prior is not None:
+            found = cls.of(prior)
+            if found.config()["parts"] != list(config["parts"]):
+                raise InputError(f"prior is {found!r}, and not the one that was saved: {kinds.shown(config['parts'])}")
+            return replace(found, transform=transform, names=names)
+        if config["type"] is None:
+            raise InputError(
+                f"prior: it was saved without a part that does not go to JSON ({kinds.shown(config['parts'])}); "
+                f"hand in the prior that it was made of"
+            )
+        laws = [kinds.from_config(part, f"part {number} of the prior") for number, part in enumerate(config["parts"])]
+        return cls(tuple(laws), Box.joined([law.box for law in laws]), transform, names)
+
     def __repr__(self) -> str:
-        parts = ", ".join(f"{law.config()['type'] or type(law).__name__} [{law.dim}]" for law in self.laws)
-        return f"Prior({parts})"
+        return f"Prior({kinds.shown([law.config() for law in self.laws])})"
 
     def _rows(self, theta: Tensor) -> Tensor:
         rows = torch.as_tensor(theta)
@@ -128,10 +161,11 @@ class Prior:
         )
 
 
-def _assembled(laws: list[Law]) -> Prior:
+def assembled(laws: list[Law], names: tuple[str, ...] | None = None) -> Prior:
+    """The product of laws, with the transform that normalises or standardises each."""
     box = Box.joined([law.box for law in laws])
     parts = [law.normaliser() or _standardising(law) for law in laws]
-    return Prior(tuple(laws), box, _side_by_side(laws, parts))
+    return Prior(tuple(laws), box, _side_by_side(laws, parts), names)
 
 
 def _side_by_side(laws: list[Law], parts: list[Transform]) -> Transform:
