@@ -109,8 +109,10 @@ def test_arrays_are_not_copied() -> None:
     assert data[3][1]["observation"].tolist() == [7, 7, 7, 7]
 
 
-def test_a_memory_map_is_never_loaded_whole(tmp_path: Path) -> None:
-    theta, x = rows(20000, 3), np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float64, (20000, 400))
+@pytest.mark.parametrize(("dtype", "fortran"), [(np.float64, False), (">f8", False), (np.float64, True)])
+def test_a_memory_map_is_never_loaded_whole(tmp_path: Path, dtype: Any, fortran: bool) -> None:
+    theta = rows(20000, 3)
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (20000, 400), fortran_order=fortran)
     for start in range(0, 20000, 1000):
         x[start : start + 1000] = np.arange(start, start + 1000)[:, None]
     x.flush()

@@ -35,7 +35,7 @@ _CHUNK = 1 << 20
 """Numbers that are checked together."""
 _IN_MEMORY = 1 << 24
 """Numbers up to which what is read once is kept in memory, as float32: 64 MiB."""
-_SMALL = 1 << 20
+_SMALL = 1 << 22
 """Arrays of fewer numbers are copied together if they are neighbours: one array is read faster than many."""
 
 
@@ -173,15 +173,21 @@ class _Rows:
     def take(self, rows: Array) -> Tensor:
         """float32 [len(rows), *]."""
         if len(self.parts) == 1:
-            return torch.from_numpy(self.parts[0].take(rows, axis=0).astype(np.float32, copy=False))
+            return torch.from_numpy(_taken(self.parts[0], rows).astype(np.float32, copy=False))
         values = np.empty((len(rows), *self.shape), dtype=np.float32)
         order = rows.argsort()
         edges = rows[order].searchsorted(self.starts)
         for part, start, first, last in zip(self.parts, self.starts, edges, edges[1:], strict=False):
             if first < last:
                 here = order[first:last]
-                values[here] = part.take(rows[here] - start, axis=0)
+                values[here] = _taken(part, rows[here] - start)
         return torch.from_numpy(values)
+
+
+def _taken(part: Array, rows: Array) -> Array:
+    # `take` is several times as fast as an index, but copies the whole of an array that is not as C has it.
+    plain = part.flags.c_contiguous and part.flags.aligned and part.dtype.isnative
+    return part.take(rows, axis=0) if plain else part[rows]
 
 
 class _Copy:
