@@ -145,10 +145,12 @@ def test_logarithm_of_what_spreads_over_orders_of_magnitude() -> None:
     chosen = {name for name, log in zip(columns, found.logarithmic.tolist(), strict=True) if log}
     assert chosen == {"log-normal", "exponential"}
     logs = x[:, :2].double().log().numpy()
-    np.testing.assert_allclose(found.mean[:2], logs.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(found.std[:2], logs.std(0), rtol=1e-5)
+    low, median, high = np.percentile(logs, [5, 50, 95], axis=0)
+    np.testing.assert_allclose(found.mean[:2], median, atol=1e-3)
+    np.testing.assert_allclose(found.std[:2], (high - low) / 3.2897, rtol=1e-3)
+    assert float(found.std[0]) == pytest.approx(2, rel=0.05) and abs(float(found.mean[0])) < 0.1
     z = found(x)[:, 0].double().numpy()
-    expected = (logs[:, 0] - logs[:, 0].mean()) / logs[:, 0].std()
+    expected = (logs[:, 0] - float(found.mean[0])) / float(found.std[0])
     np.testing.assert_allclose(z[np.abs(z) < 3], expected[np.abs(z) < 3], atol=1e-5)
 
 
@@ -226,8 +228,7 @@ def test_distance() -> None:
     std = float(x[:, 1].std(correction=0))
     far = found.distance(torch.tensor([[0.5, 10.0, 1.0], [1.2, 20 + 4 * std, 1.0]]))
     assert far.value == pytest.approx(4, rel=1e-5) and far.feature == 1 and far.x == pytest.approx(20 + 4 * std)
-    logs = x[:, 2].log()
-    far = found.distance(torch.tensor([[0.0, 0.0, float((logs.max() + 2 * logs.std(correction=0)).exp())]]))
+    far = found.distance(torch.tensor([[0.0, 0.0, float(x[:, 2].max() * (2 * found.std[2]).exp())]]))
     assert far.value == pytest.approx(2, rel=1e-4) and far.feature == 2
     with pytest.warns(UserWarning, match=r"column 1 .* 4 standard deviations outside the training range \[0, 20\]"):
         found.check(torch.tensor([[0.0, 20 + 4 * std, 1.0]]))
@@ -243,9 +244,9 @@ def test_bad_input() -> None:
     found = fitted(normal(COUNT, 10))
     refused("x has 9 values a row; training had 10", lambda: found(normal(5, 9)))
     refused("x_o has 9 values a row; training had 10", lambda: found.check(normal(5, 9), "x_o"))
-    refused(r"x has shape \[10\]; it must be \['B', 10\]", lambda: found(normal(10)))
+    refused(r"x has shape \[10\]; it must be \[B, 10\]", lambda: found(normal(10)))
     images = fitted(normal(20, 3, 4, 4))
-    refused(r"x has shape \[2, 3, 4, 5\]; it must be \['B', 3, 4, 4\]", lambda: images(normal(2, 3, 4, 5)))
+    refused(r"x has shape \[2, 3, 4, 5\]; it must be \[B, 3, 4, 4\]", lambda: images(normal(2, 3, 4, 5)))
     x = normal(5, 10)
     x[2, 3] = x[1, 1] = torch.nan
     refused("x: 2 of 50 values are NaN", lambda: found.check(x))

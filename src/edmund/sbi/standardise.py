@@ -4,16 +4,20 @@ rest.
 Simulators have no common units, and their outputs may be heavy-tailed (a ratio of two draws), spread over orders of
 magnitude (populations, concentrations), constant, or missing. Each feature x becomes
 
-    z = t((u - mean) / std),    u = x or ln x,    t(r) = r for |r| <= 3, sign(r) (3 + asinh(|r| - 3)) beyond,
+    z = t((u - mean) / std),    u = x or ln x,    t(r) = r for |r| <= 3, sign(r) (3 + asinh(|r| - 3)) beyond.
 
-mean and std being those of u over the training data. t is increasing, twice continuously differentiable and has an
-inverse, so that nothing is lost, and it is the identity for all but the 0.3 % of a Gaussian that lie farthest out.
+t is increasing, twice continuously differentiable and has an inverse, so that nothing is lost, and it is the identity
+for all but the 0.3 % of a Gaussian that lie farthest out.
 
 ln x is taken where all training values are positive and the logarithm is what makes them symmetric: with q the 5th,
 50th and 95th percentile and skew = (q95 + q5 - 2 q50) / (q95 - q5), of values above 1/2, and greater than |skew| of
 their logarithms. Below the least training value the logarithm is continued by its tangent, as an observation need not
-be positive. Where a std is more than ten times what the middle 90 % of the values have (a Cauchy distribution has none
-at all), their median and (q95 - q5) / 3.29, a Gaussian's std, stand for mean and std.
+be positive.
+
+mean and std are those of the training data. For logarithms, which have a long tail of what is next to nothing, and
+where the std is more than ten times what the middle 90 % of the values have (a Cauchy distribution has none at all),
+the median and (q95 - q5) / 3.29, a Gaussian's std, stand for them. Otherwise moments are the better choice: percentiles
+would enlarge the bulk of a heavy-tailed feature, which often is noise.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -43,7 +46,7 @@ _TINY = 2.0**-126
 """The least normal number of float32."""
 _CHUNK = 1 << 20
 """Numbers that are turned to float64 at a time."""
-_QUANTILES = 1 << 22
+_QUANTILES = 1 << 20
 """Numbers that percentiles are taken of."""
 FAR = 1.0
 """Standard deviations beyond the training range at which `check` warns."""
@@ -52,7 +55,7 @@ FAR = 1.0
 class Distance(NamedTuple):
     """How far outside the training range the farthest value of the observations lies.
 
-    value: in the training data's standard deviations (of u), 0 inside the range; inf for a value other than that of a
+    value: in the `std` of the feature (of u), 0 inside the range; inf for a value other than that of a
     constant feature, and for one that was missing in all training data. feature: the value's; x: the value itself.
     """
 
@@ -120,7 +123,7 @@ class Standardise(nn.Module):
     def fit(self, batches: Iterable[Tensor]) -> Standardise:
         """Sets the statistics from batches of x [B, *shape], NaN left out where there is a mask; returns itself.
 
-        One pass in float64, a part at a time. Percentiles are those of a random subset (by a fixed seed) of up to four
+        One pass in float64, a part at a time. Percentiles are those of a random subset (by a fixed seed) of up to a
         million numbers. Warns of constant features (up to float32's rounding), with their value c: they enter as
         (x - c) / |c| (x for c = 0), which is 0 in all training data; and of features that are missing everywhere.
         Raises InputError for other shapes, infinite values, NaN without a mask, and no data.
@@ -193,7 +196,8 @@ class Standardise(nn.Module):
             return
         if len(self.shape) == 1 and x.ndim == 2:
             raise InputError(f"{argument} has {x.shape[1]} values a row; training had {self.shape[0]}")
-        raise InputError(f"{argument} has shape {list(x.shape)}; it must be {['B', *self.shape]}, as in training")
+        expected = ", ".join(["B", *map(str, self.shape)])
+        raise InputError(f"{argument} has shape {list(x.shape)}; it must be [{expected}], as in training")
 
     def _along(self, name: str) -> Tensor:
         """A statistic as it stands beside x."""
@@ -208,18 +212,16 @@ class Standardise(nn.Module):
         return torch.where(logarithmic, log, x)
 
     def _set(self, found: _Statistics) -> None:
-        seen, low, high = found.plain.count > 0, found.low, found.high
+        seen, low, high = found.count > 0, found.low, found.high
         constant = (high - low <= (_ROUNDING * high.abs()).clamp(min=_TINY)) & seen
         q = found.percentiles()
         log_q = q.log()
         skew, log_skew = _skew(q), _skew(log_q)
         logarithmic = (low > 0) & seen & ~constant & (skew > _SKEWED) & (log_skew.abs() < skew)
-        mean = torch.where(logarithmic, found.log.mean, found.plain.mean)
-        std = torch.where(logarithmic, found.log.std, found.plain.std)
         q = torch.where(logarithmic, log_q, q)
         middle = (q[2] - q[0]) / _NORMAL_RANGE
-        heavy = (middle > 0) & (std > _HEAVY * middle)
-        mean, std = torch.where(heavy, q[1], mean), torch.where(heavy, middle, std)
+        robust = logarithmic | ((middle > 0) & (found.std > _HEAVY * middle))
+        mean, std = torch.where(robust, q[1], found.mean), torch.where(robust, middle, found.std)
         mean = torch.where(constant, low, mean)
         std = torch.where(constant, torch.where(low.abs() < _TINY, 1, low.abs()), std)
         self.mean.copy_(torch.where(seen, mean, 0))
@@ -241,45 +243,11 @@ class Standardise(nn.Module):
                 warnings.warn(f"x: {self._what}s {', '.join(shown)}{more} {says}", stacklevel=4)
 
 
-@dataclass
-class _Moments:
-    """Count, mean and sum of squares about it of each feature [F], NaN left out; merged by the update of Chan, Golub
-    and LeVeque (1979), which stays exact when the mean is large against the std.
-    """
-
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-
-    @classmethod
-    def empty(cls, features: int) -> _Moments:
-        return cls(*(torch.zeros(features, dtype=torch.float64) for _ in range(3)))
-
-    def add(self, values: Tensor) -> None:
-        """values [n, F] float64."""
-        seen = ~values.isnan()
-        count = seen.sum(0)
-        total = self.count + count
-        share = count / total.clamp(min=1)
-        mean = torch.where(seen, values, 0).sum(0) / count.clamp(min=1)
-        squares = torch.where(seen, values - mean, 0).square().sum(0)
-        difference = mean - self.mean
-        self.mean = self.mean + difference * share
-        self.squares = self.squares + squares + difference.square() * self.count * share
-        self.count = total
-
-    @property
-    def std(self) -> Tensor:
-        """The population's."""
-        return (self.squares / self.count.clamp(min=1)).sqrt()
-
-
 class _Statistics:
-    """What one pass over values [n, F] finds of each feature, NaN left out."""
+    """What one pass over values [n, F], float64, finds of each feature, NaN left out."""
 
     def __init__(self, features: int) -> None:
-        self.plain = _Moments.empty(features)
-        self.log = _Moments.empty(features)
+        self.count, self.mean, self._squares = (torch.zeros(features, dtype=torch.float64) for _ in range(3))
         self.low = torch.full((features,), math.inf, dtype=torch.float64)
         self.high = -self.low
         # The rows with the smallest of random keys are a random subset, however many there will be.
@@ -289,11 +257,9 @@ class _Statistics:
         self._subset = torch.empty(0, features)
 
     def add(self, values: Tensor) -> None:
-        self.plain.add(values)
+        self._add_moments(values)
         self.low = torch.minimum(self.low, values.nan_to_num(nan=math.inf, posinf=math.inf).amin(0))
         self.high = torch.maximum(self.high, values.nan_to_num(nan=-math.inf, neginf=-math.inf).amax(0))
-        if bool((self.low > 0).any()):
-            self.log.add(torch.where(values > 0, values, torch.nan).log())
         keys = torch.rand(len(values), generator=self._generator)
         if len(self._keys) == self._most:
             values, keys = values[keys < self._keys.max()], keys[keys < self._keys.max()]
@@ -302,8 +268,26 @@ class _Statistics:
             self._keys, kept = self._keys.topk(self._most, largest=False, sorted=False)
             self._subset = self._subset[kept]
 
+    def _add_moments(self, values: Tensor) -> None:
+        """The update of Chan, Golub and LeVeque (1979), which stays exact when a mean is large against its std."""
+        seen = ~values.isnan()
+        count = seen.sum(0)
+        total = self.count + count
+        share = count / total.clamp(min=1)
+        mean = torch.where(seen, values, 0).sum(0) / count.clamp(min=1)
+        squares = torch.where(seen, values - mean, 0).square().sum(0)
+        difference = mean - self.mean
+        self.mean = self.mean + difference * share
+        self._squares = self._squares + squares + difference.square() * self.count * share
+        self.count = total
+
+    @property
+    def std(self) -> Tensor:
+        """The population's."""
+        return (self._squares / self.count.clamp(min=1)).sqrt()
+
     def percentiles(self) -> Tensor:
-        """The 5th, 50th and 95th [3, F]."""
+        """The 5th, 50th and 95th [3, F], of the subset."""
         at = torch.tensor([0.05, 0.5, 0.95])
         # torch takes quantiles of at most 16 million numbers.
         columns = max(1, _QUANTILES // len(self._subset))
