@@ -4,6 +4,7 @@ of a small classifier that is trained on the spot; nothing is downloaded.
 
 from edmund.metrics.agreement import Agreement, agreement, agreement_of
 from edmund.metrics.c2st import c2st
+from edmund.metrics.calibration import Calibration, calibration, central_coverage, density_coverage
 from edmund.metrics.classifier import ImageClassifier, no_classifier_because, shrink, train_classifier
 from edmund.metrics.frechet import frechet_distance, frechet_of_moments, moments
 from edmund.metrics.mmd import median_distance, mmd
@@ -14,11 +15,15 @@ from edmund.metrics.two_sample import two_sample_accuracy
 
 __all__ = [
     "Agreement",
+    "Calibration",
     "ImageClassifier",
     "Neighbours",
     "agreement",
     "agreement_of",
     "c2st",
+    "calibration",
+    "central_coverage",
+    "density_coverage",
     "frechet_distance",
     "frechet_of_halves",
     "frechet_of_moments",
