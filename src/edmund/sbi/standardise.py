@@ -250,9 +250,10 @@ class _Statistics:
         self.count, self.mean, self._squares = (torch.zeros(features, dtype=torch.float64) for _ in range(3))
         self.low = torch.full((features,), math.inf, dtype=torch.float64)
         self.high = -self.low
-        # The rows with the smallest of random keys are a random subset, however many there will be.
+        # The rows whose random keys are below a limit are a random subset; the limit falls as they become too many.
         self._generator = torch.Generator().manual_seed(0)
         self._most = max(200, _QUANTILES // features)
+        self._limit = 1.0
         self._keys = torch.empty(0)
         self._subset = torch.empty(0, features)
 
@@ -261,12 +262,12 @@ class _Statistics:
         self.low = torch.minimum(self.low, values.nan_to_num(nan=math.inf, posinf=math.inf).amin(0))
         self.high = torch.maximum(self.high, values.nan_to_num(nan=-math.inf, neginf=-math.inf).amax(0))
         keys = torch.rand(len(values), generator=self._generator)
-        if len(self._keys) == self._most:
-            values, keys = values[keys < self._keys.max()], keys[keys < self._keys.max()]
-        self._keys, self._subset = torch.cat([self._keys, keys]), torch.cat([self._subset, values.float()])
+        low = keys < self._limit
+        self._keys, self._subset = torch.cat([self._keys, keys[low]]), torch.cat([self._subset, values[low].float()])
         if len(self._keys) > self._most:
-            self._keys, kept = self._keys.topk(self._most, largest=False, sorted=False)
-            self._subset = self._subset[kept]
+            self._limit = float(self._keys.kthvalue(self._most // 2).values)
+            low = self._keys < self._limit
+            self._keys, self._subset = self._keys[low], self._subset[low]
 
     def _add_moments(self, values: Tensor) -> None:
         """The update of Chan, Golub and LeVeque (1979), which stays exact when a mean is large against its std."""
