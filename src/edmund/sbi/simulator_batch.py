@@ -1,0 +1,130 @@
+"""One batch of simulations: what a worker is sent, what it does, and what it sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edmund.errors import InputError
+from edmund.sbi.seeding import seeded
+from edmund.training.order import seed_for
+
+Simulator = Callable[[Tensor], Any]
+"""theta [B, D] float32 to x [B, *], a tensor or an array; draws from the global random streams as it likes."""
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A finished batch. rows: [k], of those that succeeded. x: [k, *], None where k is 0. failures: (row, message, x).
+    shape: of one row of x, where any came.
+    """
+
+    number: int
+    rows: Rows
+    x: Floats | None
+    failures: list[tuple[int, str, Floats | None]]
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch on its way to a worker. start: the row of its first theta."""
+
+    simulator: Simulator
+    theta: Tensor
+    start: int
+    seed: int
+    number: int
+
+    def run(self) -> Batch | InputError:
+        """An InputError travels as a value: raised in a worker it would come out as the text of a traceback."""
+        try:
+            return self._run()
+        except InputError as error:
+            return error
+
+    def _run(self) -> Batch:
+        x, message = self._call(self.theta, self.seed)
+        if x is not None and np.isfinite(x).all():
+            return Batch(self.number, np.arange(self.start, self.start + len(x)), x, [], x.shape[1:])
+        if x is not None:
+            return self._sorted(list(x), [""] * len(x))
+        if len(self.theta) == 1:
+            return self._sorted([None], [message])
+        rows: list[Floats | None] = []
+        messages = []
+        for row, theta in enumerate(self.theta):
+            x, message = self._call(theta[None], seed_for(self.seed, row))
+            rows.append(None if x is None else x[0])
+            messages.append(message)
+        return self._sorted(rows, messages)
+
+    def _call(self, theta: Tensor, seed: int) -> tuple[Floats | None, str]:
+        """x [B, *] float32, or None and what was raised."""
+        with seeded(seed):
+            try:
+                x = self.simulator(theta.clone())
+            except Exception as error:
+                return None, one_line(f"{type(error).__name__}: {error}")
+        return _checked(x, theta), ""
+
+    def _sorted(self, rows: list[Floats | None], messages: list[str]) -> Batch:
+        """The rows that are finite, and the failures."""
+        kept: list[int] = []
+        failures = []
+        for offset, (x, message) in enumerate(zip(rows, messages, strict=True)):
+            bad = 0 if x is None else int((~np.isfinite(x)).sum())
+            if x is None or bad:
+                told = message if x is None else f"not finite: {bad} of {x.size} values are NaN or infinite"
+                failures.append((self.start + offset, told, x))
+            else:
+                kept.append(offset)
+        shapes = list(dict.fromkeys(x.shape for x in rows if x is not None))
+        if len(shapes) > 1:
+            raise other_shapes(shapes[0], shapes[1])
+        shape = shapes[0] if shapes else None
+        x = np.stack([x for offset in kept if (x := rows[offset]) is not None]) if kept else None
+        return Batch(self.number, np.array(kept, dtype=np.int64) + self.start, x, failures, shape)
+
+
+def _checked(x: Any, theta: Tensor) -> Floats:
+    """What a simulator returned for theta [B, D], as float32 [B, *]; InputError if it cannot be that."""
+    told = f"simulator returned {type(x).__name__}"
+    if not isinstance(x, Tensor) and not hasattr(x, "__array__"):
+        raise InputError(f"{told}; it must return a tensor or an array [B, ...], a row for each row of theta [B, D]")
+    values = x.detach().cpu() if isinstance(x, Tensor) else np.asarray(x)
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+        raise InputError(f"{told} of dtype {values.dtype}; it must be of real numbers")
+    if isinstance(values, Tensor) and values.is_complex():
+        raise InputError(f"{told} of dtype {values.dtype}; it must be of real numbers")
+    shape = tuple(values.shape)
+    if not shape or shape[0] != len(theta) or 0 in shape:
+        raise InputError(
+            f"{told} of shape {shape} for theta of shape {tuple(theta.shape)}; it must have {len(theta)} rows of at "
+            f"least one number"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and so a failure
+        # A copy: a simulator may fill the same array again at the next call, or not let us write on it.
+        rows: Floats = np.array(values.float().numpy() if isinstance(values, Tensor) else values, dtype=np.float32)
+    return rows.reshape(-1, 1) if rows.ndim == 1 else rows
+
+
+def other_shapes(first: Sequence[int], second: Sequence[int]) -> InputError:
+    """The error for rows of x that have different shapes."""
+    return InputError(
+        f"simulator returned rows of shape {tuple(first)} and of shape {tuple(second)}; all must have one shape"
+    )
+
+
+def one_line(text: str) -> str:
+    """A message of any length as one short line."""
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:197] + "..."
