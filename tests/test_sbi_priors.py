@@ -157,6 +157,33 @@ def test_a_product_has_the_sum_of_the_densities(priors: dict[str, Prior]) -> Non
     torch.testing.assert_close(priors["product"].log_prob(theta).float(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["scalar", "overlapping", "half_cauchy", "pareto", "arrays"])
+def test_the_density_in_model_space_integrates_to_one(name: str, priors: dict[str, Prior]) -> None:
+    """p(z) = p(theta) / |dz/dtheta|, by the trapezoidal rule; where p(theta) has steps it converges slowly."""
+    transform = priors[name].transform
+    z = torch.linspace(-30, 30, 200_001, dtype=torch.float64)[:, None]
+    theta = transform.inverse(z)
+    inside = priors[name].contains(theta) & (priors[name].box.inward(theta) == theta).all(1)
+    log_density = priors[name].log_prob(theta[inside]) - transform.log_abs_det(theta[inside])
+    assert float(torch.trapezoid(log_density.exp(), z[inside, 0])) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["product", "with_beta", "affine", "mixture"])
+def test_on_the_device(name: str, priors: dict[str, Prior], device: torch.device) -> None:
+    prior = priors[name]
+    theta = prior.sample(100, seed=9)
+    z = prior.to_model(theta)
+    there = theta.to(device)
+    for found, expected in (
+        (prior.to_model(there), z),
+        (prior.to_user(z.to(device)), prior.to_user(z)),
+        (prior.log_prob(there), prior.log_prob(theta)),
+        (prior.contains(there * 3), prior.contains(theta * 3)),
+    ):
+        assert found.device.type == device.type
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_never_outside(name: str, priors: dict[str, Prior]) -> None:
     """However far out in z, and in float32 of the user's units, where most of these round onto a limit."""
@@ -398,6 +425,10 @@ def box_density(theta: Tensor) -> Tensor:
         ("uniform", "prior is 'uniform'"),
         (D.Dirichlet(torch.ones(3)), "support is Simplex"),
         (D.Poisson(1.0), "each parameter must be continuous"),
+        (
+            D.Uniform(torch.tensor(1.0, dtype=torch.float64), torch.tensor(1 + 1e-9, dtype=torch.float64)),
+            "no number of float32 lies between the limits 1.0 and 1.000000001 of parameter 0",
+        ),
         (D.Uniform(torch.tensor(0.0), torch.tensor(math.inf)), "high of uniform is inf; it must be finite"),
         (
             D.MixtureSameFamily(

@@ -23,6 +23,7 @@ import torch.distributions as D
 from scipy.stats import kstest
 from torch import Tensor
 
+import edmund.progress
 from edmund.errors import InputError
 from edmund.sbi.priors import Prior
 from edmund.sbi.simulate import SimulationResult, simulate
@@ -156,6 +157,21 @@ def test_float32_overflow_is_a_failure() -> None:
     with pytest.warns(UserWarning, match="not finite"):
         result = simulate(lambda t: np.where(t.numpy()[:, :1] > 0, 1e39, 1.0), PRIOR, 50)
     assert torch.equal(result.theta, theta[theta[:, 0] <= 0])
+
+
+@pytest.mark.filterwarnings("ignore:simulate")
+def test_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edmund.progress, "LINE_INTERVAL", 0.0)
+    result = simulate(fragile, PRIOR, 60, batch=20, directory=tmp_path)
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"simulate: {done} of 60" for done in (20, 40, 60)]
+    assert lines[-1].endswith(f", failed {len(result.failures)}")
+    (tmp_path / "batch-000001.npz").unlink()
+    simulate(fragile, PRIOR, 60, batch=20, directory=tmp_path)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("simulate: 60 of 60, ")
+    simulate(noisy, PRIOR, 60, progress=False)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_all_failed(tmp_path: Path) -> None:

@@ -78,13 +78,28 @@ class Box:
         on_high = (theta == high.to(theta.dtype)) & high.isfinite() & (high_closed | interval | (high != 0))
         return on_low | on_high
 
-    @functools.cache  # noqa: B019  # as long-lived as the prior, and a handful of devices
-    def _on(self, device: torch.device) -> Limits:
-        return self.low.to(device), self.high.to(device), self.low_closed.to(device), self.high_closed.to(device)
+    @functools.cached_property
+    def _limits(self) -> dict[torch.device, Limits]:
+        return {torch.device("cpu"): (self.low, self.high, self.low_closed, self.high_closed)}
 
-    @functools.cache  # noqa: B019
+    def _on(self, device: torch.device) -> Limits:
+        if device not in self._limits:
+            low, high, low_closed, high_closed = (limit.to(device) for limit in self._limits[torch.device("cpu")])
+            self._limits[device] = low, high, low_closed, high_closed
+        return self._limits[device]
+
+    @functools.cached_property
+    def _extremes(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]]:
+        return {}
+
     def _inside(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """The least and the greatest finite number of `dtype` strictly inside, [D] each."""
+        if (dtype, device) not in self._extremes:
+            least, greatest = self._found_inside(dtype)
+            self._extremes[dtype, device] = least.to(device), greatest.to(device)
+        return self._extremes[dtype, device]
+
+    def _found_inside(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         least = _first_above(self.low, dtype)
         greatest = -_first_above(-self.high, dtype)
         if (least > greatest).any():
@@ -93,7 +108,7 @@ class Box:
                 f"prior: no number of {str(dtype).removeprefix('torch.')} lies between the limits "
                 f"{float(self.low[where])!r} and {float(self.high[where])!r} of parameter {where}"
             )
-        return least.to(device), greatest.to(device)
+        return least, greatest
 
     def shown(self, parameter: int) -> str:
         """One parameter's interval in the usual notation, such as [0, 1)."""

@@ -76,8 +76,28 @@ class Law(ABC):
 _ENDS = ("low", "high")
 
 
+class Evaluated(Law):
+    """A law that one of torch's distributions stands for, with its arguments in float64."""
+
+    @abstractmethod
+    def _make(self, device: torch.device) -> Distribution:
+        """The distribution with its arguments on `device`; it does not check what it is asked about."""
+
+    @functools.cached_property
+    def _made(self) -> dict[torch.device, Distribution]:
+        return {}
+
+    def _on(self, device: torch.device) -> Distribution:
+        if device not in self._made:
+            self._made[device] = self._make(device)
+        return self._made[device]
+
+    def sample(self, n: int) -> Tensor:
+        return self._on(torch.device("cpu")).sample(torch.Size([n])).reshape(n, self.dim)
+
+
 @dataclass(frozen=True, eq=False)
-class Univariate(Law):
+class Univariate(Evaluated):
     """Independent parameters of one known kind. arguments: float64 [dim] each, on the CPU."""
 
     kind: str
@@ -124,9 +144,6 @@ class Univariate(Law):
         # torch declares [low, high], but gives high no density.
         return Box(support.low, support.high, support.low_closed, torch.zeros(self.dim, dtype=torch.bool))
 
-    def sample(self, n: int) -> Tensor:
-        return self._on(torch.device("cpu")).sample(torch.Size([n]))
-
     def log_prob(self, theta: Tensor) -> Tensor:
         return self._on(theta.device).log_prob(theta).sum(1)
 
@@ -142,14 +159,13 @@ class Univariate(Law):
     def config(self) -> dict[str, Any]:
         return {"type": self.kind} | {argument: value.tolist() for argument, value in self.arguments.items()}
 
-    @functools.cache  # noqa: B019  # as long-lived as the law, and a handful of devices
-    def _on(self, device: torch.device) -> Distribution:
+    def _make(self, device: torch.device) -> Distribution:
         make: Callable[..., Distribution] = UNIVARIATE[self.kind][0]
         return make(**{argument: value.to(device) for argument, value in self.arguments.items()}, validate_args=False)
 
 
 @dataclass(frozen=True, eq=False)
-class MultivariateNormal(Law):
+class MultivariateNormal(Evaluated):
     """N(loc, scale_tril scale_tril^T). loc: [dim]; scale_tril: [dim, dim]; both float64, on the CPU."""
 
     loc: Tensor
@@ -164,12 +180,8 @@ class MultivariateNormal(Law):
     def box(self) -> Box:  # type: ignore[override]
         return Box.of(bounds.of_constraint(constraints.real), self.dim)
 
-    def sample(self, n: int) -> Tensor:
-        return self._on(torch.device("cpu")).sample(torch.Size([n]))
-
     def log_prob(self, theta: Tensor) -> Tensor:
-        found: Tensor = self._on(theta.device).log_prob(theta)  # type: ignore[no-untyped-call]
-        return found
+        return self._on(theta.device).log_prob(theta)
 
     def normaliser(self) -> Transform | None:
         return Whiten(self.loc, self.scale_tril)
@@ -177,15 +189,14 @@ class MultivariateNormal(Law):
     def config(self) -> dict[str, Any]:
         return {"type": self.kind, "loc": self.loc.tolist(), "scale_tril": self.scale_tril.tolist()}
 
-    @functools.cache  # noqa: B019
-    def _on(self, device: torch.device) -> distributions.MultivariateNormal:
+    def _make(self, device: torch.device) -> Distribution:
         return distributions.MultivariateNormal(
             self.loc.to(device), scale_tril=self.scale_tril.to(device), validate_args=False
         )
 
 
 @dataclass(frozen=True, eq=False)
-class OfTorch(Law):
+class OfTorch(Evaluated):
     """Any other distribution made of torch's own parts, with an event of [] or [dim]; evaluated in float64."""
 
     distribution: Distribution
@@ -198,15 +209,11 @@ class OfTorch(Law):
     def box(self) -> Box:  # type: ignore[override]
         return Box.of(bounds.of_distribution(self._on(torch.device("cpu"))), self.dim)
 
-    def sample(self, n: int) -> Tensor:
-        return self._on(torch.device("cpu")).sample(torch.Size([n])).reshape(n, self.dim)
-
     def log_prob(self, theta: Tensor) -> Tensor:
         event = self.distribution.batch_shape + self.distribution.event_shape
         return self._on(theta.device).log_prob(theta.reshape(len(theta), *event)).reshape(len(theta))
 
-    @functools.cache  # noqa: B019
-    def _on(self, device: torch.device) -> Distribution:
+    def _make(self, device: torch.device) -> Distribution:
         made: Distribution = _converted(self.distribution, device, {})
         return made
 

@@ -7,6 +7,7 @@ their logit or logarithm and everything is then standardised by the moments of d
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,7 +59,7 @@ class Prior:
         """D, the number of parameters."""
         return self.box.dim
 
-    @property
+    @functools.cached_property
     def gaussian(self) -> bool:
         """Whether the prior is exactly N(0, I) in the space of its transform."""
         return all(law.normaliser() is not None for law in self.laws)
@@ -164,6 +165,7 @@ class Prior:
 def assembled(laws: list[Law], names: tuple[str, ...] | None = None) -> Prior:
     """The product of laws, with the transform that normalises or standardises each."""
     box = Box.joined([law.box for law in laws])
+    box.inward(torch.zeros(1, box.dim))  # that float32 has numbers inside is seen here, and not at the first draw
     parts = [law.normaliser() or _standardising(law) for law in laws]
     return Prior(tuple(laws), box, _side_by_side(laws, parts), names)
 
