@@ -45,4 +45,20 @@ def get(name: str) -> Task:
     raise unknown("task", name, NAMES)
 
 
-__all__ = ["NAMES", "Exact", "Reference", "Task", "get"]
+__all__ = [
+    "NAMES",
+    "SIR",
+    "SLCP",
+    "BernoulliGLM",
+    "BernoulliGLMRaw",
+    "Exact",
+    "GaussianLinear",
+    "GaussianLinearUniform",
+    "GaussianMixture",
+    "LotkaVolterra",
+    "Reference",
+    "SLCPDistractors",
+    "Task",
+    "TwoMoons",
+    "get",
+]

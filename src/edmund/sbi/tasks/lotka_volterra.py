@@ -8,7 +8,8 @@ solved for their logarithms,
 
     d(log u)/dt = alpha - beta v,   d(log v)/dt = -gamma + delta u,
 
-with four steps of Runge-Kutta 4 per 0.1 day, within 2e-4 of the exact logarithms.
+with four steps of Runge-Kutta 4 per 0.1 day: within 2e-4 of the exact logarithms for 99.3 % of the prior, within 0.01
+(a tenth of the noise) for all but 2 in 10 000.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ r"""An epidemic seen through daily tests: the SIR model.
 
 with N = 10^6, I(0) = 1, R(0) = 0, over 160 days. Every 17th day 1000 people are tested: x ~ Binomial(1000, I / N), ten
 numbers (Lueckmann et al. 2021, T.9). The equations are solved for S / N and I / N with four steps of Runge-Kutta 4 a
-day, within 4e-5 of the exact I / N.
+day: within 4e-5 of the exact I / N for 99.7 % of the prior, within 3e-4 for all of 10^5 draws.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from edmund.errors import InputError
 from edmund.sbi.tasks.draws import uniform
 from edmund.sbi.tasks.exact import Exact
 
+# Of one dimension: below, about 37 standard deviations away, Phi is nil in float64 and cannot be inverted.
+_LEAST_LOG_MASS = -700.0
+
 
 def log_mass(low: Tensor, high: Tensor) -> Tensor:
     """log(Phi(high) - Phi(low)), elementwise; -inf where high <= low."""
@@ -37,7 +40,8 @@ def moments(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def draw(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
     """One draw of the standard normal cut to [low, high] for each element."""
     low, high, mirrored = _lower_tail(low, high)
-    below, above = torch.special.ndtr(low), torch.special.ndtr(high)
+    # torch's ndtr is 1 + erf and has no digits below -8; erfc has them all.
+    below, above = (torch.erfc(-z / math.sqrt(2)) / 2 for z in (low, high))
     z = torch.special.ndtri(below + uniform(low, tuple(low.shape), generator) * (above - below))
     return torch.where(mirrored, -z, z)
 
@@ -69,13 +73,14 @@ class TruncatedMixture(Exact):
         self._centre, self._low, self._high = centre, low, high
         self._scales = torch.tensor(scales, dtype=torch.float64)[:, None]
         self._from, self._to = (low - centre) / self._scales, (high - centre) / self._scales  # [K, D]
-        log_shares = log_mass(self._from, self._to).sum(1) - math.log(len(scales))
-        self._log_mass = log_shares.logsumexp(0)
-        if not self._log_mass > -600:
+        log_masses = log_mass(self._from, self._to)
+        if not log_masses.amax(0).min() > _LEAST_LOG_MASS:
             raise InputError(
                 f"x is {[round(value, 6) for value in centre.tolist()]}, so far outside [{low:g}, {high:g}] that its "
                 "likelihood there is nil in float64"
             )
+        log_shares = log_masses.sum(1) - math.log(len(scales))
+        self._log_mass = log_shares.logsumexp(0)
         self._shares = (log_shares - self._log_mass).exp()
         first, second = moments(self._from, self._to)
         means = centre + self._scales * first
