@@ -246,6 +246,12 @@ def test_density_ranks_of_too_wide_and_too_narrow(scale: float) -> None:
     assert result.verdict.count("joint posterior") == 1
 
 
+def test_a_curve_that_ends_above_1_by_rounding() -> None:
+    alpha = torch.linspace(0, 1, 51)
+    ecp = torch.cat([alpha[:-1], torch.tensor([1 + 2**-22])])
+    assert metrics.calibration(ranks_of(100, 1, 0), SAMPLES, tarp=(ecp, alpha)).p_values["tarp"]["joint"] > 0.99
+
+
 def test_bad_input() -> None:
     ranks = ranks_of(100, 2, 0)
     cases = [

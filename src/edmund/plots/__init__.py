@@ -4,6 +4,7 @@
 imported when the first figure is made.
 """
 
+from edmund.plots.calibration import coverage_curves, rank_counts, rank_histograms, tarp_curve
 from edmund.plots.curves import density_of, loss_against_sigma, loss_curve, read_curve
 from edmund.plots.error_against_nfe import error_against_nfe
 from edmund.plots.flow_lines import FlowLines, flow_line_arrays, flow_lines
@@ -20,6 +21,7 @@ __all__ = [
     "FlowLines",
     "LocalErrors",
     "chosen",
+    "coverage_curves",
     "density_of",
     "error_against_nfe",
     "flow_line_arrays",
@@ -33,9 +35,12 @@ __all__ = [
     "loss_against_width",
     "loss_curve",
     "pairs",
+    "rank_counts",
+    "rank_histograms",
     "read_curve",
     "save",
     "side_by_side",
+    "tarp_curve",
     "tile",
     "to_bytes",
     "trajectory",
