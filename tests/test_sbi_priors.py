@@ -255,8 +255,18 @@ def test_outside_is_refused_with_the_number() -> None:
     assert prior.log_prob(theta).tolist() == [pytest.approx(-2 * math.log(3)), -math.inf, -math.inf, -math.inf]
     with pytest.raises(InputError, match=r"theta: 3 of 4 rows .* row 1, parameter 1 is 3, not in \[-1, 2\)"):
         prior.to_model(theta)
-    with pytest.raises(InputError, match=r"theta has shape \[2, 3\]; the prior needs \[B, 2\]"):
-        prior.to_model(torch.zeros(2, 3))
+    for wrong, message in (
+        (torch.zeros(2, 3), r"theta has shape \[2, 3\]; .* needs \[B, 2\]"),
+        ("a", "theta is a str"),
+    ):
+        for method in (prior.to_model, prior.to_user, prior.log_prob, prior.contains):
+            with pytest.raises(InputError, match=message):
+                method(wrong)
+
+
+def test_priors_of_priors() -> None:
+    whole = Prior.of([D.Uniform(0.0, 1.0), Prior.of([D.Uniform(1.0, 2.0), D.Normal(0.0, 1.0)])])
+    assert repr(whole) == "Prior(uniform [2], normal [1])" and Prior.of(whole) is whole
 
 
 def test_log_prob_is_differentiable(priors: dict[str, Prior]) -> None:
@@ -422,6 +432,8 @@ def box_density(theta: Tensor) -> Tensor:
         (D.Independent(D.Normal(torch.zeros(0), 1.0), 1), "with D at least 1"),
         ([], "at least one parameter"),
         (3.0, "prior is 3.0; it must be a torch distribution"),
+        (D.Normal, "prior is <class 'torch.distributions.normal.Normal'>"),
+        ([D.Normal(0.0, 1.0), torch.zeros(2)], r"prior is tensor\(\[0., 0.\]\)"),
         ("uniform", "prior is 'uniform'"),
         (D.Dirichlet(torch.ones(3)), "support is Simplex"),
         (D.Poisson(1.0), "each parameter must be continuous"),

@@ -93,6 +93,11 @@ def simulate(
     directory: a folder that gets each batch when it is finished; the same call goes on from there after an
     interruption, and a call with another prior, n, batch or seed is refused. The simulator is taken to be the same.
 
+    >>> from torch.distributions import Normal
+    >>> done = simulate(lambda theta: theta + 0.1 * torch.randn(len(theta), 1), Normal(0.0, 1.0), 1000)
+    >>> done.theta.shape, done.x.shape, done.summary
+    (torch.Size([1000, 1]), torch.Size([1000, 1]), '1000 simulations, none failed')
+
     Raises InputError for arguments that cannot be used, a simulator that returns no array, another number of rows, or
     rows of different shapes, a folder of other simulations, and when every simulation failed.
     """

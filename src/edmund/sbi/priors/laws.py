@@ -266,16 +266,12 @@ class OfUser(Law):
         return found.to(theta.device, torch.float64)
 
 
-def laws_of(prior: Any) -> list[Law]:
-    """The laws whose product `prior` is, in the order of the parameters; InputError for what cannot be a prior."""
-    if isinstance(prior, list | tuple):
-        if not prior:
-            raise InputError(f"prior is {prior!r}; it must have at least one parameter")
-        return [law for each in prior for law in laws_of(each)]
+def law_of(prior: Any) -> Law:
+    """The law that a distribution or a user's object is; InputError for what cannot be a prior."""
     if isinstance(prior, Distribution):
-        return [_of_distribution(prior)]
-    if callable(getattr(prior, "sample", None)) and callable(getattr(prior, "log_prob", None)):
-        return [OfUser.of(prior)]
+        return _of_distribution(prior)
+    if not isinstance(prior, type) and all(callable(getattr(prior, name, None)) for name in ("sample", "log_prob")):
+        return OfUser.of(prior)
     raise InputError(
         f"prior is {_short(prior)}; it must be a torch distribution, a list of them, or an object with sample(shape) "
         f"and log_prob(theta)"

@@ -44,15 +44,23 @@ class Prior:
     def of(cls, prior: Any) -> Prior:
         """What a user gives for a prior, as a Prior (which is returned as it is).
 
-        prior: one of torch's distributions with an event of [D] (or of one number); a list of distributions, whose
-        independent product is meant; or an object with `sample(shape) -> [*shape, D]` and `log_prob(theta [B, D]) ->
-        [B]`, tensors or arrays, whose limits are taken from its `support` (one of torch's constraints), or from `low`
-        and `high` (numbers, or [D]), or are none.
+        prior: one of torch's distributions with an event of [D] (or of one number); a list, whose independent product
+        is meant; or an object with `sample(shape) -> [*shape, D]` and `log_prob(theta [B, D]) -> [B]`, tensors or
+        arrays, whose limits are taken from its `support` (one of torch's constraints), or from `low` and `high`
+        (numbers, or [D]), or are none.
+
+        >>> from torch.distributions import LogNormal, Uniform
+        >>> prior = Prior.of([Uniform(0.0, 1.0), LogNormal(-0.9, 0.5)])
+        >>> prior, prior.gaussian
+        (Prior(uniform [1], log_normal [1]), True)
+        >>> theta = prior.to_user(torch.tensor([[0.0, 0.0], [40.0, -40.0]]))
+        >>> prior.contains(theta).tolist()
+        [True, True]
 
         Raises InputError for batch axes, supports that are not a product of intervals, draws that are not finite or
         outside the declared support, points inside it without density, and parameters that do not vary.
         """
-        return prior if isinstance(prior, Prior) else assembled(kinds.merged(kinds.laws_of(prior)))
+        return prior if isinstance(prior, Prior) else assembled(kinds.merged(_laws_of(prior)))
 
     @property
     def dim(self) -> int:
@@ -145,7 +153,10 @@ class Prior:
         return f"Prior({kinds.shown([law.config() for law in self.laws])})"
 
     def _rows(self, theta: Tensor) -> Tensor:
-        rows = torch.as_tensor(theta)
+        try:
+            rows = torch.as_tensor(theta)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"theta is a {type(theta).__name__}; it must be a tensor [B, {self.dim}]") from None
         if rows.ndim != 2 or rows.shape[1] != self.dim:
             raise InputError(f"theta has shape {list(rows.shape)}; the prior needs [B, {self.dim}]")
         return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
@@ -160,6 +171,16 @@ class Prior:
             f"theta: {int(wrong.any(1).sum())} of {len(theta)} rows lie outside the prior's support (the first: row "
             f"{row}, {name} is {float(theta[row, column]):.6g}, not in {self.box.shown(column)})"
         )
+
+
+def _laws_of(prior: Any) -> list[Law]:
+    if isinstance(prior, Prior):
+        return list(prior.laws)
+    if isinstance(prior, list | tuple):
+        if not prior:
+            raise InputError(f"prior is {prior!r}; it must have at least one parameter")
+        return [law for each in prior for law in _laws_of(each)]
+    return [kinds.law_of(prior)]
 
 
 def assembled(laws: list[Law], names: tuple[str, ...] | None = None) -> Prior:
