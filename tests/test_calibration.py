@@ -197,6 +197,31 @@ def test_a_wrong_shape_is_neither() -> None:
     assert "theta_1 is of the wrong shape (rank uniformity p " in result.verdict
 
 
+@pytest.mark.parametrize(
+    ("draws", "scale", "shift"), [(500, 0.1, 0.0), (5000, 0.1, 0.0), (500, 1.0, 9.0), (500, 1.0, 3.0)]
+)
+def test_truths_outside_all_samples(draws: int, scale: float, shift: float) -> None:
+    """Ranks of 0 and L say no more than that: the verdict does not measure by them."""
+    result = metrics.calibration(ranks_of(draws, 1, 0, scale=scale, shift=shift), SAMPLES)
+    assert result.faults == {"theta_1": "biased high" if shift else "too narrow"}
+    assert result.outside["theta_1"] > 0.4
+    assert f"{100 * result.outside['theta_1']:.0f} % of the truths outside all samples" in result.verdict
+    assert "times" not in result.verdict and "by about" not in result.verdict
+    assert failing(result) == {"sbc", "folded", "coverage"}
+
+
+def test_tarp_of_few_samples_raises_no_false_alarm() -> None:
+    """Coverage values on a lattice of 26, as the toolkit's histogram counts them, of 5000 draws."""
+    peer = pytest.importorskip("sbi.diagnostics.tarp", reason="the sbi toolkit is not installed")
+    ranks, p = np.random.default_rng(0).integers(0, 26, (5000, 1)), []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        theta, x = GaussianLinear.simulate(5000, 1, seed)
+        tarp = peer.run_tarp(theta, x, GaussianLinear(), num_posterior_samples=25, show_progress_bar=False)
+        p.append(metrics.calibration(ranks, 25, tarp=tarp).p_values["tarp"]["joint"])
+    assert np.mean(np.array(p) < 0.05) <= 0.125  # 5 of 40: once in twenty at a rate of 5 %
+
+
 def test_passing_says_what_goes_unseen() -> None:
     result = metrics.calibration(ranks_of(500, 2, 0), SAMPLES)
     assert result.passed and result.faults == {}

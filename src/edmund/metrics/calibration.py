@@ -50,6 +50,8 @@ _WORDS = {
 }
 # Fewer draws or samples than this carry no 95 % interval.
 _LEAST = 20
+# More truths beyond all samples than this, and the normal scores are too much cut off to measure with.
+_MANY_OUTSIDE = 0.15
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Calibration:
     """How far the posterior of each parameter lies above the truth, in its standard deviations; error 1/sqrt(N)."""
     width: dict[str, float]
     """The posterior's standard deviation over what would be right, for each parameter; error 1/sqrt(2 N)."""
+    outside: dict[str, float]
+    """The share of truths below or above all L samples: 2/(L + 1) if right. How far out these are is unknown: where they
+    are many, `bias` and `width` are nearer to 0 and 1 than the posterior is.
+    """
     faults: dict[str, str]
     """What is wrong, by parameter (or `JOINT`), of those with a failed test."""
 
@@ -80,9 +86,9 @@ class Calibration:
 
     @property
     def visible_width(self) -> float:
-        """The factor by which a Gaussian posterior must be too wide for `folded` to see it in four of five cases.
+        r"""The factor by which a Gaussian posterior must be too wide for `folded` to see it in four of five cases.
 
-        The folded rank's mean is \\((2/\\pi) \\arctan(1/\\text{factor})\\) of its range; infinite where N is too small.
+        The folded rank's mean is \((2/\pi) \arctan(1/\text{factor})\) of its range; infinite where N is too small.
         """
         count = sum(len(of_test) for of_test in self.p_values.values())
         normal = NormalDist()
@@ -116,9 +122,12 @@ class Calibration:
         else:
             who = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
         sizes = []
-        if "biased" in fault:
+        outside = np.mean([self.outside[name] for name in names])
+        if outside > _MANY_OUTSIDE:
+            sizes.append(f"{100 * outside:.0f} % of the truths outside all samples")
+        elif "biased" in fault:
             sizes.append(f"by about {abs(np.mean([self.bias[name] for name in names])):.2f} standard deviations")
-        if "too" in fault:
+        if "too" in fault and outside <= _MANY_OUTSIDE:
             sizes.append(f"about {np.mean([self.width[name] for name in names]):.2f} times as wide as right")
         return f"{who} {', '.join([fault, *sizes])} ({self._reasons(names)})."
 
@@ -144,8 +153,8 @@ def calibration(
     """Test the `ranks` [N, D] of true parameters among `samples` = L posterior samples each: whole numbers 0 .. L.
 
     density_ranks: [N] or [N, 1], the rank of the truth's log density among the samples' (`run_sbc` with the posterior's
-    `log_prob`). tarp: (ecp [K], alpha [K]) as `run_tarp` returns them, of equally many draws. names: of the D
-    parameters; None: theta_1 ... level: the probability that an exact posterior fails, in (0, 1).
+    `log_prob`). tarp: (ecp [K], alpha [K]) as `run_tarp` returns them, of equally many draws and samples. names: of the
+    D parameters; None: theta_1 ... level: the probability that an exact posterior fails, in (0, 1).
 
     Errors: fewer than 20 draws or samples, ranks that are not whole or not in 0 .. L, another number of density ranks,
     of names, or of the two curves' points.
@@ -169,15 +178,18 @@ def calibration(
         signs["density coverage"] = float(density.mean() - samples / 2)
     if tarp is not None:
         ecp, alpha = _curves(tarp)
-        raw["tarp"] = {JOINT: _ks_p(np.abs(ecp - alpha).max(keepdims=True), len(rows))[0]}
+        # of exact posteriors the curve is that of a lattice of L + 1 values: within 1/(L + 1) of the diagonal
+        distance = np.maximum(np.abs(ecp - alpha).max(keepdims=True) - 1 / (samples + 1), 0)
+        raw["tarp"] = {JOINT: _ks_p(distance, len(rows))[0]}
         signs["tarp"] = float((ecp - alpha)[alpha > 0.5].sum())
     corrected = _holm(raw)
     quantiles = _normal_scores(samples)
     scores = quantiles[rows] / quantiles.std()
+    outside = ((rows == 0) | (rows == samples)).mean(0)
     faults = {}
     for k, name in enumerate(known):
         if any(of_test.get(name, 1.0) < level for of_test in corrected.values()):
-            faults[name] = _fault(scores[:, k])
+            faults[name] = _fault(scores[:, k], outside[k] > _MANY_OUTSIDE)
     failed = [sign for test, sign in signs.items() if corrected[test][JOINT] < level]
     if failed:
         # a biased posterior misses the truth as a narrow one does
@@ -189,7 +201,8 @@ def calibration(
         p_values=raw,
         corrected=corrected,
         bias=dict(zip(known, (-scores.mean(0)).tolist(), strict=True)),
-        width=dict(zip(known, (1 / scores.std(0)).tolist(), strict=True)),
+        width={name: 1 / std if std else math.inf for name, std in zip(known, scores.std(0).tolist(), strict=True)},
+        outside=dict(zip(known, outside.tolist(), strict=True)),
         faults=faults,
     )
 
@@ -281,6 +294,8 @@ def _largest_deviation_p(nominal: np.ndarray, draws: int, deviation: float) -> f
     The chain is followed through the counts that stay inside; the probability of what is left is taken from 1, so that
     below 1e-12 the result is rounding.
     """
+    if draws > 1000:
+        deviation = min(deviation, 10.0)  # far below 1e-12 already, and the chain has few states enough to follow
     log_factorial = torch.lgamma(torch.arange(draws + 1, dtype=torch.float64) + 1).numpy()
     center, radius = draws * nominal, deviation * np.sqrt(draws * nominal * (1 - nominal))
     # strictly inside: what equals the observed deviation is as extreme; the margin is for the rounding of the two sides
@@ -311,13 +326,19 @@ def _holm(raw: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     return {test: {name: corrected[test][name] for name in of_test} for test, of_test in raw.items()}
 
 
-def _fault(scores: np.ndarray) -> str:
+def _fault(scores: np.ndarray, cut_off: bool) -> str:
     """What is wrong with a parameter that failed, from the mean and the variance of its normal scores [N].
 
     The larger of the two deviations is the cause if it is above 2 standard errors, the other one as well above 4.
+    cut_off: many truths lie outside all samples, and their scores' small variance says nothing.
     """
-    draws, std = len(scores), scores.std()
-    shift, spread = scores.mean() / std * math.sqrt(draws), (std**2 - 1) * math.sqrt(draws / 2)
+    draws, std = len(scores), float(scores.std())
+    spread = (std**2 - 1) * math.sqrt(draws / 2)
+    shift = float(scores.mean()) * math.sqrt(draws)
+    if not cut_off:
+        shift /= std
+    if cut_off and spread < 0:
+        spread = 0.0
     found = []
     if abs(shift) > (2 if abs(shift) > abs(spread) else 4):
         found.append("biased low" if shift > 0 else "biased high")
@@ -343,8 +364,8 @@ def _whole(argument: str, ranks: Data, samples: int) -> np.ndarray:
     wrong = (rows != np.round(rows)) | (rows < 0) | (rows > samples)
     if wrong.any():
         raise InputError(
-            f"{argument} has {rows[wrong][0]:g}, and {wrong.sum()} such values; a rank among {samples} samples must be "
-            f"a whole number from 0 to {samples}"
+            f"{argument} has {wrong.sum()} values such as {rows[wrong][0]:g}; a rank among {samples} samples must be a "
+            f"whole number from 0 to {samples}"
         )
     return rows.astype(np.int64)
 
