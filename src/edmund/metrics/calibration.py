@@ -73,8 +73,8 @@ class Calibration:
     width: dict[str, float]
     """The posterior's standard deviation over what would be right, for each parameter; error 1/sqrt(2 N)."""
     outside: dict[str, float]
-    """The share of truths below or above all L samples: 2/(L + 1) if right. How far out these are is unknown: where they
-    are many, `bias` and `width` are nearer to 0 and 1 than the posterior is.
+    """The share of truths below or above all L samples, 2/(L + 1) if right. How far out these are is unknown: where
+    they are many, `bias` and `width` are nearer to 0 and 1 than the posterior is.
     """
     faults: dict[str, str]
     """What is wrong, by parameter (or `JOINT`), of those with a failed test."""
