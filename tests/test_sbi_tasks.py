@@ -31,6 +31,8 @@ WITH_POSTERIOR = {
     "two_moons", "gaussian_linear", "gaussian_linear_uniform", "gaussian_mixture", "bernoulli_glm", "bernoulli_glm_raw"
 }  # fmt: skip
 
+IMPOSSIBLE = {"sir": (-1.0, 0.5, 1001.0), "lotka_volterra": (0.0, -1.0), "bernoulli_glm_raw": (0.5, 2.0)}
+
 
 def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -85,14 +87,15 @@ def test_bad_input_is_refused(name: str) -> None:
         task.simulator(torch.cat([theta[:2], torch.full_like(theta[:1], math.nan)]))
     with pytest.raises(InputError, match=rf"x has the shape \[{task.dim_x + 1}\]"):
         task.posterior(torch.zeros(task.dim_x + 1))
-    with pytest.raises(InputError, match="not finite"):
-        task.log_likelihood(theta, torch.where(x == x[0], math.inf, x))
+    for bad in (math.nan, math.inf, *IMPOSSIBLE.get(name, ())):
+        with pytest.raises(InputError, match=f"x: 1 of its {task.dim_x} numbers are not "):
+            task.log_likelihood(theta, torch.cat([x[:-1], torch.tensor([bad])]))
 
 
 @pytest.mark.parametrize("name", ["sir", "lotka_volterra"])
 def test_rates_are_positive(name: str) -> None:
     task = tasks.get(name)
-    with pytest.raises(InputError, match=r"not defined for 2 of its 3 rows .*positive"):
+    with pytest.raises(InputError, match=r"not defined for 2 of its 3 rows, .*positive"):
         task.simulator(torch.tensor([[1.0], [0.0], [-1.0]]).repeat(1, task.dim_theta))
 
 

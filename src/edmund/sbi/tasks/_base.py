@@ -29,6 +29,9 @@ class Task(ABC):
     name: ClassVar[str]
     dim_theta: ClassVar[int]
     dim_x: ClassVar[int]
+    # What theta and x must be, in words, for `_defined` and `_possible`.
+    _theta_domain: ClassVar[str] = "finite"
+    _x_domain: ClassVar[str] = "finite"
 
     @property
     @abstractmethod
@@ -86,14 +89,18 @@ class Task(ABC):
             raise InputError(f"theta has the shape {list(theta.shape)}; {self.name} takes [B, {self.dim_theta}]")
         bad = int((~self._defined(theta)).sum())
         if bad:
-            raise InputError(f"theta: {self.name} is not defined for {bad} of its {len(theta)} rows ({self._domain})")
+            raise InputError(
+                f"theta: {self.name} is not defined for {bad} of its {len(theta)} rows, not {self._theta_domain}"
+            )
         return theta
 
-    _domain: ClassVar[str] = "they must be finite"
-
     def _defined(self, theta: Tensor) -> Tensor:
-        """Where the simulator is defined: theta [B, dim_theta] -> bool [B]; `_domain` says it in words."""
+        """Where the simulator is defined: theta [B, dim_theta] -> bool [B]."""
         return theta.isfinite().all(dim=1)
+
+    def _possible(self, x: Tensor) -> Tensor:
+        """Which numbers the simulator can give: x [dim_x] -> bool [dim_x]."""
+        return x.isfinite()
 
     def _checked_x(self, x: Tensor) -> Tensor:
         """x as [dim_x] float64."""
@@ -102,6 +109,10 @@ class Task(ABC):
             raise InputError(f"x is {kind}; {self.name} takes a real tensor [{self.dim_x}]")
         if tuple(x.shape) not in ((self.dim_x,), (1, self.dim_x)):
             raise InputError(f"x has the shape {list(x.shape)}; {self.name} takes one observation [{self.dim_x}]")
-        if not x.isfinite().all():
-            raise InputError(f"x: {int((~x.isfinite()).sum())} of its {self.dim_x} numbers are not finite")
-        return x.reshape(-1).double()
+        x = x.reshape(-1).double()
+        bad = int((~self._possible(x)).sum())
+        if bad:
+            raise InputError(
+                f"x: {bad} of its {self.dim_x} numbers are not {self._x_domain}, as those of {self.name} are"
+            )
+        return x

@@ -67,6 +67,10 @@ class BernoulliGLMRaw(BernoulliGLM):
 
     name = "bernoulli_glm_raw"
     dim_x = _STEPS
+    _x_domain = "0 or 1"
+
+    def _possible(self, x: Tensor) -> Tensor:
+        return (x == 0) | (x == 1)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         return self._spikes(theta, generator)

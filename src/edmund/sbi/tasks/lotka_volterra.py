@@ -43,7 +43,8 @@ class LotkaVolterra(Task):
     name = "lotka_volterra"
     dim_theta = 4
     dim_x = 2 * _POINTS
-    _domain = "they must be finite and positive"
+    _theta_domain = "finite and positive"
+    _x_domain = "finite and positive"
 
     @property
     def prior(self) -> Distribution:
@@ -52,6 +53,9 @@ class LotkaVolterra(Task):
 
     def _defined(self, theta: Tensor) -> Tensor:
         return (theta.isfinite() & (theta > 0)).all(dim=1)
+
+    def _possible(self, x: Tensor) -> Tensor:
+        return x.isfinite() & (x > 0)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         log = self.log_populations(theta)

@@ -31,7 +31,8 @@ class SIR(Task):
     name = "sir"
     dim_theta = 2
     dim_x = _POINTS
-    _domain = "they must be finite and positive"
+    _theta_domain = "finite and positive"
+    _x_domain = f"whole numbers from 0 to {_TESTED:.0f}"
 
     @property
     def prior(self) -> Distribution:
@@ -40,6 +41,9 @@ class SIR(Task):
 
     def _defined(self, theta: Tensor) -> Tensor:
         return (theta.isfinite() & (theta > 0)).all(dim=1)
+
+    def _possible(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x <= _TESTED) & (x == x.round())
 
     def _simulate(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         infected = self.infected(theta)
