@@ -19,6 +19,7 @@ from edmund.networks.dit import DiT
 from edmund.networks.edm2_unet import EDM2UNet
 from edmund.networks.mlp import MLP
 from edmund.networks.song_unet import SongUNet
+from edmund.networks.token_transformer import TokenTransformer
 from edmund.networks.uncertainty import Uncertainty
 from edmund.networks.unet import UNet
 from edmund.registry import in_package
@@ -30,6 +31,7 @@ __all__ = [
     "DiffusersUNet2D",
     "EDM2UNet",
     "SongUNet",
+    "TokenTransformer",
     "UNet",
     "Uncertainty",
     "diffusers_library",
