@@ -23,8 +23,8 @@ other posteriors it is an approximation that gets better as sigma falls, so that
 better than their weights. The covariances are those of Gaussians, S_j^-1 = C_j^-1 + I / sigma^2, with C_j from samples
 of p(z0 | x_j) (gauss: nothing but the denoisers' calls); or Tweedie's, S_j = sigma^2 dD_j/dz, which follow the
 posterior's shape about z (jac: D products with the Jacobian a call; its eigenvalues are bounded below, as those of a
-network are unsure at high noise). With networks the two agree, and what limits both is the error of the network's means,
-where all k posteriors share it: it stays, while the target's std falls as 1 / sqrt(k).
+network are unsure at high noise). With networks the two agree, and what limits both is the error of the means that
+all k posteriors share: it stays, while the target's std falls as 1 / sqrt(k).
 
 For any point r the same is
 
