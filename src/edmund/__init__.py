@@ -58,7 +58,7 @@ __all__ = [
 
 
 # Imported when they are asked for, so that `import edmund` stays quick and needs none of what they need.
-_LATER = ("config", "data", "guidance", "metrics", "networks", "plots", "pretrained", "training", "transform")
+_LATER = ("config", "data", "guidance", "metrics", "networks", "plots", "pretrained", "sbi", "training", "transform")
 
 
 def __getattr__(name: str) -> ModuleType:

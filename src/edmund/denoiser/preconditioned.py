@@ -26,6 +26,10 @@ class Preconditioned(nn.Module):
 
     The coefficients are computed in x's dtype, the network runs in its own, the result has x's. c_noise is float32
     whatever the network's dtype: bf16 cannot tell 997 from 999.
+
+    Table 1's coefficients are made for data around 0. A network that knows better where its data lie under a condition
+    has a method `location(**condition)`, mu [B, *] or [1, *], and then D = mu + c_skip (x - mu) + c_out F(c_in (x -
+    mu); c_noise): the same for data around mu.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Preconditioned(nn.Module):
         self.sigma_max = sigma_max
         self._uncertainty = uncertainty
         self.known_conditions = condition_names(network)
+        self._location: Callable[..., Tensor] | None = getattr(network, "location", None)
         levels = getattr(preconditioning, "round_sigma", None)
         if levels is not None:
             self.round_sigma: Callable[[Tensor], Tensor] = levels
@@ -111,7 +116,11 @@ class Preconditioned(nn.Module):
         level = sigma.reshape(-1, *(1,) * (x.ndim - 1))
         c = self.preconditioning
         c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
-        raw = self._raw((c.c_in(level) * x).to(_dtype_of(self.network)), c_noise, expand_condition(condition, len(x)))
+        location = self._location(**condition).to(x.dtype) if self._location is not None else None
+        centred = x if location is None else x - location
+        raw = self._raw(
+            (c.c_in(level) * centred).to(_dtype_of(self.network)), c_noise, expand_condition(condition, len(x))
+        )
         expected = (len(x), x.shape[1] + self.extra_channels, *x.shape[2:])
         if raw.shape != expected:
             raise InputError(
@@ -119,7 +128,8 @@ class Preconditioned(nn.Module):
                 f"= {self.extra_channels} it must be {expected}"
             )
         main, extra = raw[:, : x.shape[1]], raw[:, x.shape[1] :]
-        return c.c_skip(level) * x + c.c_out(level) * main.to(x.dtype), extra
+        denoised = c.c_skip(level) * centred + c.c_out(level) * main.to(x.dtype)
+        return denoised if location is None else denoised + location, extra
 
     def _raw(self, x: Tensor, c_noise: Tensor, condition: dict[str, Tensor]) -> Tensor:
         """The network's output for its input x, c_noise [B] float32 and the expanded conditions."""

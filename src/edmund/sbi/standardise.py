@@ -115,6 +115,18 @@ class Standardise(nn.Module):
         z = torch.where(missing, 0, self._z(torch.where(missing, 1, x)))
         return torch.cat([z, missing.to(z.dtype)], 1 + self.channel_axis)
 
+    def inverse(self, z: Tensor) -> Tensor:
+        """x [B, *shape] of z [B, *shape], in z's dtype; for a module without a mask."""
+        if self.mask:
+            raise InputError("mask is True: what is missing has no inverse")
+        beyond = (z.abs() - _LINEAR_TO).clamp(min=0)
+        r = z.clamp(-_LINEAR_TO, _LINEAR_TO) + z.sign() * beyond.sinh()
+        u = r * self._along("std") + self._along("mean")
+        logarithmic = self._along("logarithmic")
+        least = torch.where(logarithmic, self._along("low"), 1)
+        log = torch.where(u < least.log(), least * (1 + u - least.log()), u.exp())
+        return torch.where(logarithmic, log, u)
+
     def _z(self, x: Tensor) -> Tensor:
         r = (self._u(x) - self._along("mean")) / self._along("std")
         beyond = (r.abs() - _LINEAR_TO).clamp(min=0)

@@ -16,7 +16,10 @@ from edmund.training.order import Part, PartSampler, seed_for
 
 
 class TrainingData(Protocol):
-    """What the trainer needs of a data set; those of `edmund.data` have it."""
+    """What the trainer needs of a data set; those of `edmund.data` have it.
+
+    One whose conditions may hold NaN, for values that are missing, names them in an attribute `may_be_missing`.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,8 +56,10 @@ def read(dataset: TrainingData, indices: list[int]) -> tuple[Tensor, dict[str, T
     """Samples of a data set; InputError that names the sample where one holds NaN or infinite values."""
     y, condition = dataset.__getitems__(indices)
     check_finite("data", y, indices)
+    may_be_missing = getattr(dataset, "may_be_missing", ())
     for name, value in condition.items():
-        check_finite(f"data: {name}", value, indices)
+        if name not in may_be_missing:
+            check_finite(f"data: {name}", value, indices)
     return y, condition
 
 

@@ -95,6 +95,11 @@ class Prior:
         """Whether each row of theta [B, D] lies in the support: bool [B]."""
         return self.box.contains(self._rows(theta)).all(1)
 
+    def accepts(self, theta: Tensor) -> Tensor:
+        """Whether `to_model` takes each row of theta [B, D], bool [B]: inside the support, or rounded onto a limit."""
+        rows = self._rows(theta)
+        return (self.box.contains(rows) | self.box.rounds_onto(rows)).all(1)
+
     def to_model(self, theta: Tensor) -> Tensor:
         """z [B, D] = transform(theta), computed in float64, in theta's floating-point type.
 

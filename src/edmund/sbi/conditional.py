@@ -1,0 +1,126 @@
+"""A conditional density p(y | x) trained: the network, its location and whitening, one run of the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edmund.data import DataSet
+from edmund.formulation import Formulation
+from edmund.model import Model
+from edmund.sbi.location import regress
+from edmund.sbi.network import ConditionalNetwork
+from edmund.sbi.simulations import CONDITION
+from edmund.training import Trainer, TrainingOptions, TrainingResult
+from edmund.transform import Chain, Identity, Transform, Whiten
+
+_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how a network is trained: `samples` seen at most, given up after `patience` without progress."""
+
+    samples: int
+    batch_size: int
+    lr: float
+    patience: int
+
+    def options(self, seed: int) -> TrainingOptions:
+        """The Trainer's. The learning rate falls as a cosine to 0, and what is delivered is the best average."""
+        interval = max(self.samples // 40, self.batch_size)
+        return TrainingOptions(
+            samples=self.samples,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            betas=(0.9, 0.99),
+            lr_ramp=min(200 * self.batch_size, self.samples // 10),
+            lr_schedule="cosine",
+            clip_norm=1.0,
+            ema_halflife=max(self.samples // 20, 1),
+            seed=seed,
+            validation_interval=interval,
+            patience=self.patience,
+            checkpoint_interval=max(self.samples // 4, self.batch_size),
+            keep_checkpoints=1,
+            log_interval=interval,
+        )
+
+
+def train_conditional(
+    train: DataSet,
+    validation: DataSet,
+    network: ConditionalNetwork,
+    formulation: Formulation,
+    effort: Effort,
+    directory: Path,
+    *,
+    transform: Transform | None = None,
+    fitted_on: DataSet | None = None,
+    seed: int,
+    device: torch.device | str | None,
+    progress: bool,
+) -> tuple[Model, TrainingResult]:
+    """The model of p(y | x), with y in the data's units and the folder of its run.
+
+    train, validation: y [D] with the condition "observation". transform: y to unbounded space; what the model works in
+    is that space, whitened about the location. fitted_on: the data that statistics are taken of; None: train.
+    """
+    to_space = Identity() if transform is None else transform
+    source = train if fitted_on is None else fitted_on
+    # Warnings of constant features point at their caller, who is the user.
+    network.fit(batch[1] for batch in passes(source))
+
+    def pairs(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            for y, x in passes(data):
+                yield to_space.forward(y.double()), network.standardise(x)
+
+    linear = regress(pairs(source), pairs(validation))
+    whiten = Whiten(torch.zeros(len(linear.bias)), linear.cholesky)
+    inverse = torch.linalg.inv(whiten._factor(linear.bias))
+    network.location_weight.copy_(inverse @ linear.weight)
+    network.location_bias.copy_(inverse @ linear.bias)
+    model = Model(network, formulation, Chain([to_space, whiten]), shape=(len(linear.bias),))
+    options = effort.options(seed)
+    result = Trainer(
+        model, train, directory, validation=validation, options=options, progress=progress, device=device
+    ).run()
+    model.denoiser.eval()
+    return model, result
+
+
+def passes(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every (y, x) once and in order, in batches of some ten thousand."""
+    for start in range(0, len(data), _ROWS):
+        y, condition = data.__getitems__(list(range(start, min(start + _ROWS, len(data)))))
+        yield y, condition[CONDITION]
+
+
+class Mapped(DataSet):
+    """Data through functions: y through `of_y`, the observation through `of_x`, or the two exchanged."""
+
+    def __init__(
+        self,
+        data: DataSet,
+        of_y: Callable[[Tensor], Tensor],
+        of_x: Callable[[Tensor], Tensor] | None = None,
+        *,
+        exchanged: bool = False,
+    ) -> None:
+        self.may_be_missing: frozenset[str] = getattr(data, "may_be_missing", frozenset())
+        self._data, self._of_y, self._of_x, self._exchanged = data, of_y, of_x, exchanged
+        super().__init__(self.__getitems__([0])[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        y, condition = self._data.__getitems__(indices)
+        x = condition[CONDITION]
+        y, x = self._of_y(y), x if self._of_x is None else self._of_x(x)
+        return (x, {CONDITION: y}) if self._exchanged else (y, {CONDITION: x})

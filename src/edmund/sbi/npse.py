@@ -1,0 +1,243 @@
+"""Neural posterior score estimation: from simulations to p(theta | x)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from edmund import formulation as formulations
+from edmund.data import DataSet
+from edmund.errors import InputError, check_count, unknown
+from edmund.formulation import Formulation
+from edmund.model import Model, count_parameters
+from edmund.sbi.conditional import Effort, Mapped, train_conditional
+from edmund.sbi.network import BODIES, ConditionalNetwork
+from edmund.sbi.posterior import Posterior
+from edmund.sbi.priors import Prior
+from edmund.sbi.simulations import Simulations
+from edmund.sbi.surrogate import Enlarged, LearnedSimulator
+from edmund.training import TrainingResult
+
+FORMULATIONS = {"edm": "EDM", "vp": "VP", "ve": "VE", "flow": "Flow", "iddpm": "IDDPM", "cosine": "Cosine"}
+"""The formulations by name."""
+_P_STD = 1.6
+"""Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
+_MOST_DRAWN = 64
+"""Numbers of x up to which a simulator is learned: a density of more is harder to learn than the posterior."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is chosen from the numbers of parameters, of x and of simulations."""
+
+    body: dict[str, Any] | nn.Module
+    effort: Effort
+    likelihood: Effort
+    drawn: int
+    """Simulations to draw of a learned simulator; 0: none is learned."""
+
+    def __str__(self) -> str:
+        body = self.body
+        if isinstance(body, nn.Module):
+            what = type(body).__name__
+        else:
+            what = f"{body['type']} of {body['blocks']} blocks of {body['channels']}"
+        text = f"{what}; at most {self.effort.samples} samples in batches of {self.effort.batch_size}"
+        return f"{text}; a learned simulator draws {self.drawn} more" if self.drawn else text
+
+
+class NPSE:
+    """Posterior estimation by a diffusion model of theta given x.
+
+    >>> inference = NPSE(prior)                                                   # doctest: +SKIP
+    >>> posterior = inference.append_simulations(theta, x).train().build_posterior()  # doctest: +SKIP
+    >>> posterior.sample((1000,), x=x_o)                                          # doctest: +SKIP
+
+    prior: see `Prior.of`. formulation: "edm", "vp", "ve", "flow", "iddpm", "cosine", or a Formulation of data of unit
+    variance. network: "mlp"; "transformer", of one token a parameter and feature; "auto", the MLP; or a module (z [B,
+    D], c_noise [B], *, context [B, E]) -> [B, D] (E: the embedding's features). embedding: of x, see `embedding.build`.
+    nan: "refuse" NaN in x, or "mask" it as missing. device: where to train and sample.
+    """
+
+    def __init__(
+        self,
+        prior: Any,
+        formulation: str | Formulation = "edm",
+        network: Literal["auto", "mlp", "transformer"] | nn.Module = "auto",
+        embedding: Any = None,
+        *,
+        nan: Literal["refuse", "mask"] = "refuse",
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.prior = Prior.of(prior)
+        self.formulation = _resolve(formulation)
+        if isinstance(network, str) and network not in ("auto", *BODIES):
+            raise unknown("network", network, ("auto", *BODIES))
+        if not isinstance(network, str | nn.Module):
+            raise InputError(f"network is {network!r}; it must be 'auto', 'mlp', 'transformer' or a module")
+        self.network = network
+        self.embedding = embedding
+        self.device = device
+        self.simulations = Simulations(self.prior.dim, self.prior.accepts, nan=nan)
+        self.result: TrainingResult | None = None
+        self._model: Model | None = None
+
+    def append_simulations(self, theta: Any, x: Any = None) -> NPSE:
+        """Adds simulations theta [N, D], x [N, *]; see `Simulations.append`. Returns the inference itself."""
+        self.simulations.append(theta, x)
+        return self
+
+    def train(
+        self,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        samples: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        learn_simulator: bool | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> NPSE:
+        """Trains on all that was appended; returns the inference itself.
+
+        What is None or "auto" is chosen from the numbers of parameters and simulations, and printed. samples: training
+        samples seen, at most; training stops when the held-out loss no longer falls, and the best average is kept.
+        learn_simulator: whether a model of p(x | theta) draws further simulations to train on (vectors x only; "auto":
+        where x is short enough); then a network is trained with and another without them, and the held-out loss
+        decides. validation_fraction: of the simulations, held out (at most 2000). directory: of the runs, from which
+        the same call goes on when it was interrupted; None: a temporary one.
+
+        Raises InputError for too few simulations, and for what the options of training refuse.
+        """
+        size = len(self.simulations)
+        fraction = min(validation_fraction, 2000 / size) if size else validation_fraction
+        train, validation = self.simulations.split(fraction, seed)
+        plan = self._plan(size, samples, batch_size, lr, learn_simulator)
+        if progress:
+            print(
+                f"NPSE: {size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}", flush=True
+            )
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary if directory is None else directory)
+            self._model, self.result = self._train(train, validation, plan, folder, seed, progress)
+        return self
+
+    def build_posterior(self) -> Posterior:
+        """The posterior, for any x. Raises InputError before `train`."""
+        if self._model is None:
+            raise InputError("there is no trained network; call train first")
+        return Posterior(self.prior, self._model)
+
+    def _train(
+        self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
+    ) -> tuple[Model, TrainingResult]:
+        found = []
+        sets = {"simulations": train}
+        if plan.drawn:
+            sets["enlarged"] = self._enlarged(train, validation, plan, folder / "simulator", seed, progress)
+        for name, data in sets.items():
+            network = ConditionalNetwork(
+                self.prior.dim,
+                self.simulations.x_shape or (),
+                body=plan.body,
+                embedding=self.embedding,
+                mask=self.simulations.nan == "mask",
+            )
+            model, result = train_conditional(
+                Mapped(data, self.prior.box.inward),
+                Mapped(validation, self.prior.box.inward),
+                network,
+                self.formulation,
+                plan.effort,
+                folder / name,
+                transform=self.prior.transform,
+                fitted_on=Mapped(train, self.prior.box.inward),
+                seed=seed,
+                device=self.device,
+                progress=progress,
+            )
+            loss = result.best_validation_loss
+            if progress:
+                print(
+                    f"NPSE: trained on {name}: held-out loss {loss:.5g} after {result.best_samples_seen} samples "
+                    f"({count_parameters(network)} parameters, {result.seconds:.0f} s)",
+                    flush=True,
+                )
+            found.append((float("inf") if loss is None else loss, model, result))
+        return min(found, key=lambda each: each[0])[1:]
+
+    def _enlarged(
+        self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
+    ) -> DataSet:
+        body = plan.body if isinstance(plan.body, dict) and plan.body["type"] == "mlp" else _mlp(len(train))
+        simulator = LearnedSimulator.train(
+            train,
+            validation,
+            self.prior,
+            self.formulation,
+            body,
+            plan.likelihood,
+            folder,
+            seed=seed,
+            device=self.device,
+            progress=progress,
+        )
+        return Enlarged(train, *simulator.simulate(plan.drawn, seed + 1, progress))
+
+    def _plan(
+        self,
+        size: int,
+        samples: int | None,
+        batch_size: int | None,
+        lr: float | None,
+        learn_simulator: bool | Literal["auto"],
+    ) -> _Plan:
+        shape = self.simulations.x_shape or ()
+        plain = len(shape) == 1 and self.simulations.nan == "refuse"
+        if learn_simulator not in (True, False, "auto"):
+            raise InputError(f"learn_simulator is {learn_simulator!r}; it must be True, False or 'auto'")
+        if learn_simulator is True and not plain:
+            raise InputError(
+                f"learn_simulator is True, but x has the shape {list(shape)} and nan is {self.simulations.nan!r}; a "
+                "simulator is learned for vectors without missing values"
+            )
+        learns = plain and (shape[0] <= _MOST_DRAWN if learn_simulator == "auto" else learn_simulator)
+        network = "mlp" if self.network == "auto" else self.network
+        body = _mlp(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
+        batch = check_count("batch_size", batch_size) if batch_size is not None else min(1024, max(64, size // 4))
+        seen = check_count("samples", samples) if samples is not None else min(max(400 * size, 2_000_000), 16_000_000)
+        effort = Effort(seen, batch, 1e-3 if lr is None else lr, max(seen // 4, batch))
+        own = Effort(max(seen // 2, batch), batch, effort.lr, max(seen // 8, batch))
+        return _Plan(body, effort, own, min(20 * size, 400_000) if learns else 0)
+
+
+_TRANSFORMER = {"type": "transformer", "channels": 64, "blocks": 4}
+
+
+def _mlp(size: int) -> dict[str, Any]:
+    """The MLP for that many simulations."""
+    return {"type": "mlp", "channels": 128 if size <= 30_000 else 192, "blocks": 4, "dropout": 0.0}
+
+
+def _resolve(formulation: str | Formulation) -> Formulation:
+    if isinstance(formulation, str):
+        name = formulation.lower()
+        if name not in FORMULATIONS:
+            raise unknown("formulation", formulation, FORMULATIONS)
+        if name == "edm":
+            return formulations.EDM(1.0, P_std=_P_STD)
+        found: Formulation = getattr(formulations, FORMULATIONS[name])()
+        formulation = found
+    if not isinstance(formulation, Formulation):
+        raise InputError(
+            f"formulation is {formulation!r}; it must be one of {', '.join(FORMULATIONS)} or a Formulation"
+        )
+    # What the model works in is whitened: its unit variance is not estimated, but made.
+    return formulation.with_sigma_data(1.0) if formulation.needs_sigma_data else formulation

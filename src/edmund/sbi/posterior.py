@@ -1,0 +1,334 @@
+"""The posterior p(theta | x) that a trained model gives: draws, density and mode, for one observation or many."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from edmund import model as models
+from edmund import samplers
+from edmund.devices import known_device
+from edmund.errors import InputError, check_count
+from edmund.likelihood import log_prob
+from edmund.model import Model
+from edmund.sample import sample
+from edmund.sbi.composition import Composition, posterior_covariances
+from edmund.sbi.diffused_prior import prior_denoiser
+from edmund.sbi.network import ConditionalNetwork
+from edmund.sbi.priors import Prior
+
+FILE = "posterior.json"
+_FORMAT = 1
+_ROWS = 1 << 15
+"""Rows that go through the network at once."""
+_MODE_LEVELS = (0.3, 0.1, 0.03)
+"""Noise levels, in posterior stds, of the scores that `map` climbs by."""
+_MODE_STEPS = 30
+
+
+class Posterior:
+    """p(theta | x) for any x, under `prior`.
+
+    `NPSE.build_posterior` makes one, `save` and `Posterior.load` keep it. All observations are in the simulator's
+    units: one x [*x_shape] (or [1, *x_shape]), or a batch [B, *x_shape] where a method says so. An observation outside
+    the range of the training simulations is warned about. theta is in the prior's units and always in its support.
+
+    The methods and their conventions are those of the `sbi` toolkit, whose diagnostics take this object as it is.
+    """
+
+    def __init__(self, prior: Prior, model: Model) -> None:
+        network = model.network
+        if not isinstance(network, ConditionalNetwork):
+            raise InputError(f"model has a {type(network).__name__}; a posterior's network is a ConditionalNetwork")
+        self.prior = prior
+        self.model = model
+        self.network = network
+        self.default_x: Tensor | None = None
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Of one observation."""
+        return self.network.standardise.shape
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same posterior with its network on another device."""
+        self.model.to(known_device(device))
+        return self
+
+    def set_default_x(self, x: Any) -> Self:
+        """From now on, x is this observation where none is given."""
+        self.default_x = self._one(x)
+        return self
+
+    def sample(
+        self,
+        sample_shape: Sequence[int] = (),
+        x: Any = None,
+        *,
+        seed: int = 0,
+        sampler: str | samplers.Sampler | None = None,
+        num_steps: int | None = None,
+        batch_size: int | None = None,
+        show_progress_bars: bool = False,
+    ) -> Tensor:
+        """Draws of p(theta | x): [*sample_shape, D] float32 on the CPU, every one in the prior's support.
+
+        sampler, num_steps: of `edmund.sample`; None: the formulation's. seed: the same seed gives the same draws.
+        batch_size: rows at a time.
+        """
+        n, shape = _counted(sample_shape)
+        w = self._draw(self._context(self._one(x)), n, seed, sampler, num_steps, batch_size, show_progress_bars)
+        return self._to_user(w).reshape(*shape, self.prior.dim)
+
+    def sample_batched(
+        self,
+        sample_shape: Sequence[int],
+        x: Any,
+        *,
+        seed: int = 0,
+        sampler: str | samplers.Sampler | None = None,
+        num_steps: int | None = None,
+        batch_size: int | None = None,
+        show_progress_bars: bool = False,
+    ) -> Tensor:
+        """Draws for each observation of x [B, *x_shape], all in one call of the solver: [*sample_shape, B, D]."""
+        n, shape = _counted(sample_shape)
+        context = self._context(self._many(x))
+        rows = context.repeat(n, 1)
+        w = self._draw(rows, len(rows), seed, sampler, num_steps, batch_size, show_progress_bars)
+        return self._to_user(w).reshape(*shape, len(context), self.prior.dim)
+
+    def log_prob(self, theta: Any, x: Any = None, *, show_progress_bars: bool = False, **options: Any) -> Tensor:
+        """ln p(theta | x) of theta [n, D], in nats: float64 [n], -inf outside the prior's support.
+
+        options: of `edmund.log_prob` (rtol, atol, or num_steps and sampler). The divergence is exact.
+        """
+        rows = self._theta(theta)
+        context = self._context(self._one(x))
+        inside = self.prior.accepts(rows)
+        result = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+        if inside.any():
+            found = log_prob(
+                self.model,
+                self.prior.box.inward(rows[inside]).double(),
+                condition={"context": context},
+                progress=show_progress_bars,
+                **options,
+            )
+            assert isinstance(found, Tensor)
+            result[inside] = found
+        return result
+
+    def map(self, x: Any = None, *, num_init: int = 100, seed: int = 0) -> Tensor:
+        """The mode of p(theta | x), the density per unit of theta: [D].
+
+        Draws climb the learned score at noise levels down to 0.03 posterior stds, below which a network's score is too
+        rough to climb; the one of the highest `log_prob` is returned. num_init: how many climb.
+        """
+        context = self._context(self._one(x))
+        w = self._draw(context, check_count("num_init", num_init), seed, None, None, None, False)
+        transform = self.model.transform
+        for level in _MODE_LEVELS:
+            sigma = torch.tensor(level, dtype=w.dtype)
+            for _ in range(_MODE_STEPS):
+                with torch.no_grad():
+                    step = self.model.denoiser(w, sigma, context=context) - w
+                with torch.enable_grad():
+                    at = w.detach().requires_grad_()
+                    theta = self.prior.box.inward(transform.inverse(at))
+                    (slope,) = torch.autograd.grad(transform.log_abs_det(theta).sum(), at)
+                w = (w + step + level**2 * slope.clamp(-10 / level, 10 / level)).detach()
+        theta = self._to_user(w)
+        density = self.log_prob(theta, x=self._one(x))
+        return theta[int(density.argmax())]
+
+    def sample_iid(
+        self,
+        sample_shape: Sequence[int],
+        x: Any,
+        *,
+        method: str = "gauss",
+        prior: Any = None,
+        temperature: float = 1.0,
+        seed: int = 0,
+        sampler: str | samplers.Sampler | None = None,
+        num_steps: int | None = None,
+        batch_size: int | None = None,
+        show_progress_bars: bool = False,
+    ) -> Tensor:
+        """Draws of p(theta | x_1, ..., x_k) for k independent observations x [k, *x_shape]: [*sample_shape, D].
+
+        method: "gauss", "jac" (Linhart et al. 2024) or "geffner" (Geffner et al. 2023); see `Composition`. prior: one
+        to put in the place of that of the training (None: that one). temperature: T of the likelihood, whose exponent
+        is 1 / T; below 1 sharpens. One observation with another prior or temperature is k = 1.
+        """
+        n, shape = _counted(sample_shape)
+        composed = self.compose(x, method=method, prior=prior, temperature=temperature)
+        default = (None, None) if method == "geffner" else ("dpmpp_3m", 48)
+        w = sample(
+            composed,
+            (n, self.prior.dim),
+            sampler=default[0] if sampler is None else sampler,
+            num_steps=default[1] if num_steps is None else num_steps,
+            seeds=_seeds(seed, n),
+            batch_size=batch_size,
+            progress=show_progress_bars,
+        )
+        assert isinstance(w, Tensor)
+        theta = self._to_user(w)
+        return (theta if prior is None else Prior.of(prior).box.inward(theta)).reshape(*shape, self.prior.dim)
+
+    def compose(self, x: Any, *, method: str = "gauss", prior: Any = None, temperature: float = 1.0) -> Composition:
+        """The denoiser behind `sample_iid`, in the model's space: for any sampler."""
+        if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not temperature > 0:
+            raise InputError(f"temperature is {temperature!r}; it must be a number above 0")
+        observed = {"context": self._context(self._many(x))}
+        space = dataclasses.replace(self.prior, transform=self.model.transform)
+        covariances = None
+        if method == "gauss":
+            covariances = posterior_covariances(self.model.denoiser, observed, self.prior.dim)
+        return Composition(
+            self.model.denoiser,
+            observed,
+            prior_denoiser(self.prior, space),
+            method=method,
+            covariances=covariances,
+            new_prior=None if prior is None else prior_denoiser(Prior.of(prior), space),
+            beta=1 / temperature,
+        ).to(self._device)
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Writes the posterior's folder: a model's, and `posterior.json` with the prior and the network's arguments."""
+        folder = self.model.save(directory)
+        content = {"format": _FORMAT, "prior": self.prior.config(), "network": self.network.config}
+        try:
+            (folder / FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise InputError(f"directory {str(folder)!r} cannot be written: {error.strerror or error}") from error
+        return folder
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        prior: Any = None,
+        network: nn.Module | None = None,
+        embedding: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Posterior:
+        """The posterior that `save` wrote to a folder.
+
+        prior: for one of the user's own making, which does not go to JSON. network, embedding: instances of the user's
+        own modules, where it was trained with such. Raises InputError for a folder without a posterior, and where what
+        was given does not fit it.
+        """
+        path = Path(directory) / FILE
+        if not path.is_file():
+            raise InputError(f"directory {str(directory)!r} holds no posterior: there is no {FILE} in it")
+        try:
+            content = json.loads(path.read_text())
+            if content["format"] != _FORMAT:
+                raise InputError(f"{path} is of format {content['format']!r}; this version reads {_FORMAT}")
+            arguments = dict(content["network"])
+            saved_prior = content["prior"]
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        for name, given, own in (("body", network, "network"), ("embedding", embedding, "embedding")):
+            if given is not None:
+                arguments[name] = given
+            elif arguments[name] is None and name == "body":
+                raise InputError(f"{own} is None, but the posterior was saved with a {own} of one's own: give it")
+        built = ConditionalNetwork(arguments.pop("dim"), arguments.pop("x_shape"), **arguments)
+        return cls(Prior.from_config(saved_prior, prior), models.load(directory, network=built, device=device))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.location_bias.device
+
+    def _draw(
+        self,
+        context: Tensor,
+        n: int,
+        seed: int,
+        sampler: str | samplers.Sampler | None,
+        num_steps: int | None,
+        batch_size: int | None,
+        progress: bool,
+    ) -> Tensor:
+        w = sample(
+            self.model.denoiser,
+            (n, self.prior.dim),
+            condition={"context": context},
+            seeds=_seeds(seed, n),
+            sampler=sampler,
+            num_steps=num_steps,
+            batch_size=_ROWS if batch_size is None else batch_size,
+            progress=progress,
+        )
+        assert isinstance(w, Tensor)
+        return w
+
+    def _to_user(self, w: Tensor) -> Tensor:
+        """theta float32 of w [n, D], inside the support whatever rounding does."""
+        return self.prior.box.inward(self.model.transform.inverse(w.double()).float())
+
+    def _context(self, x: Tensor) -> Tensor:
+        self.network.standardise.check(x)
+        self.network.eval()
+        with torch.no_grad():
+            return self.network.encode(x.to(self._device))
+
+    def _one(self, x: Any) -> Tensor:
+        if x is None:
+            if self.default_x is None:
+                raise InputError("x is None; give an observation, or set one by set_default_x")
+            return self.default_x
+        rows = self._rows(x)
+        if len(rows) != 1:
+            raise InputError(
+                f"x has {len(rows)} observations; one is taken: sample_batched takes many, sample_iid all of one theta"
+            )
+        return rows
+
+    def _many(self, x: Any) -> Tensor:
+        if x is None:
+            return self._one(None)
+        return self._rows(x)
+
+    def _rows(self, x: Any) -> Tensor:
+        try:
+            values = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"x is a {type(x).__name__}; it must be a tensor or an array of numbers") from None
+        values = values.to(torch.float32)
+        return values[None] if values.ndim == len(self.x_shape) else values
+
+    def _theta(self, theta: Any) -> Tensor:
+        try:
+            rows = torch.as_tensor(theta)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"theta is a {type(theta).__name__}; it must be a tensor [n, {self.prior.dim}]") from None
+        return rows[None] if rows.ndim == 1 else rows
+
+
+def _counted(sample_shape: Sequence[int] | int) -> tuple[int, tuple[int, ...]]:
+    """(number of draws, shape) of the toolkit's `sample_shape`: (n,), () for one, or a number."""
+    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+    n = 1
+    for length in shape:
+        n *= check_count("sample_shape", int(length))
+    return n, tuple(int(length) for length in shape)
+
+
+def _seeds(seed: int, n: int) -> range:
+    """n seeds, other ones for another `seed`."""
+    first = check_count("seed", seed, least=0) << 32
+    return range(first, first + n)
