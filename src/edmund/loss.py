@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,7 +124,9 @@ def named() -> dict[str, type[Weight]]:
 class DenoisingLoss(nn.Module):
     """The loss of a denoiser, one number a sample, as a module (what a distributed wrapper holds).
 
-    denoiser: a Preconditioned. weight: lambda(sigma). Where the denoiser has an uncertainty, the loss is EDM2's.
+    denoiser: a Preconditioned. weight: lambda(sigma). Where the denoiser has an uncertainty, the loss is EDM2's. One
+    that weighs its errors itself has a method `training_loss(y, sigma, noise, condition) -> [B]`, which is then the
+    loss.
     """
 
     def __init__(self, denoiser: nn.Module, weight: Weight) -> None:
@@ -136,6 +138,9 @@ class DenoisingLoss(nn.Module):
         """The loss [B] of data y [B, *] at noise levels sigma [B] under unit normals noise [B, *], averaged over
         elements.
         """
+        own: Callable[..., Tensor] | None = getattr(self.denoiser, "training_loss", None)
+        if own is not None:
+            return own(y, sigma, noise, dict(condition or {}))
         level = sigma.reshape(-1, *(1,) * (y.ndim - 1))
         denoised: Tensor = self.denoiser(y + level.to(y.dtype) * noise, sigma, **(condition or {}))
         loss: Tensor = (self.weight(level).to(y.dtype) * (denoised - y) ** 2).flatten(1).mean(1)

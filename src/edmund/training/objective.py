@@ -67,6 +67,14 @@ def normals(sample_keys: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def drawn(dataset: object, condition: Mapping[str, Tensor], sample_keys: Tensor) -> dict[str, Tensor]:
+    """The condition with what the data set draws anew each time that a sample is seen, by a method
+    `draw_condition(condition, sample_keys)` -> condition; as it is where there is no such method.
+    """
+    draw = getattr(dataset, "draw_condition", None)
+    return dict(condition) if draw is None else draw(condition, sample_keys)
+
+
 def drop(condition: Mapping[str, Tensor], sample_keys: Tensor, probability: float) -> dict[str, Tensor]:
     """The condition with that share of the samples told nothing: labels -1 or a zero row, context and image by
     `condition_dropped`.

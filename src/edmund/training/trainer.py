@@ -35,7 +35,7 @@ from edmund.training.checkpoint import CheckpointStore
 from edmund.training.gradients import clip, guard
 from edmund.training.interruption import Interruption
 from edmund.training.metrics_log import MetricsLog
-from edmund.training.objective import Objective, clean, drop, levels, normals, seeded_dropout
+from edmund.training.objective import Objective, clean, drawn, drop, levels, normals, seeded_dropout
 from edmund.training.options import TrainingOptions
 from edmund.training.order import DataOrder, Part, PartSampler
 from edmund.training.processes import Processes
@@ -360,7 +360,7 @@ class _Run:
         x = clean(batch, self.model.transform, state.dtype)
         state.running.add_data(x)
         sigma = levels(self.density, keys, index - seen, options.batch_size).to(device, state.dtype, non_blocking=True)
-        condition = drop(batch.condition, keys, options.label_dropout)
+        condition = drop(drawn(self.trainer.dataset, batch.condition, keys), keys, options.label_dropout)
         if self.augmentation is not None:
             x, condition["augment_labels"] = self.augmentation(x, keys)
         with seeded_dropout(device, options.seed, batch.part):

@@ -13,7 +13,7 @@ from torch import Tensor
 from edmund import noise
 from edmund.noise_density import NoiseDensity
 from edmund.training.batches import Batch, TrainingData, read
-from edmund.training.objective import Objective, clean, levels, normals
+from edmund.training.objective import Objective, clean, drawn, levels, normals
 from edmund.training.order import Part, parts, seed_for
 from edmund.transform import Transform
 
@@ -58,7 +58,8 @@ class Validation:
             batch = Batch(part, *read(self.dataset, list(range(part.start, part.stop)))).to(device)
             x = clean(batch, self.transform, dtype)
             sigma = self.sigma[rows].to(device, dtype)
-            total += objective(x, sigma, normals(self._keys[rows], x), batch.condition, 1 / len(self.dataset))
+            condition = drawn(self.dataset, batch.condition, self._keys[rows])
+            total += objective(x, sigma, normals(self._keys[rows], x), condition, 1 / len(self.dataset))
         return total
 
 

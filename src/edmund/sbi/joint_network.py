@@ -1,0 +1,127 @@
+r"""The denoiser of a joint model: any variables given, any asked, around the exact denoiser of a Gaussian.
+
+The data are z [V], standardised, of mean mu and covariance C. In each sample some variables are given, known exactly;
+some asked, seen as x = z + sigma n; the rest missing. Were z Gaussian, with N the diagonal of sigma^2 where asked and 0
+where given, and A = C + N over what is not missing, then for the asked ones
+
+    E[z | x] = x - sigma^2 (A^-1 (x - mu)),        Var[z | x] = sigma^2 - sigma^4 diag(A^-1) = s^2
+
+for every mask in closed form: the regression on the given ones and the shrinkage of the noisy ones at once. The network
+adds what the Gaussian lacks, in the units of its uncertainty, and the loss is in these units too:
+
+    D = E[z | x] + s F(c_in x; c_noise, masks),        loss = mean over asked of ((D - z) / s)^2
+
+Where C = I and nothing is given this is EDM's preconditioning (Karras et al. 2022, Table 1, sigma_data = 1) with its
+weight: s = c_out. Otherwise every conditional has its own scale, so that narrow ones are learned to the same relative
+accuracy as wide ones. F = 0 has a loss of 1 under every mask, whatever the data's law, and the least there is where
+they are Gaussian.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edmund.denoiser import Preconditioned
+from edmund.networks import TokenTransformer
+from edmund.preconditioning import Preconditioning
+from edmund.sbi.dependency import attention
+
+RIDGE = 1e-4
+"""Share of unit variance added to the covariance: what is (next to) a function of the rest keeps some uncertainty."""
+
+
+class JointNetwork(nn.Module):
+    """A `TokenTransformer` with the moments of its variables and the graph of their dependences.
+
+    tokens: the transformer over V variables. graph: see `dependency.check_graph`; None: all depend on all.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    graph: Tensor
+
+    def __init__(self, tokens: TokenTransformer, graph: Tensor | None = None) -> None:
+        super().__init__()
+        self.tokens = tokens
+        count = tokens.variables
+        self.config: dict[str, Any] = {
+            "tokens": tokens.config,
+            "graph": None if graph is None else graph.int().tolist(),
+        }
+        self.masked = graph is not None
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("covariance", torch.eye(count))
+        self.register_buffer("graph", torch.ones(count, count, dtype=torch.bool) if graph is None else graph)
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, *, given: Tensor | None = None, missing: Tensor | None = None
+    ) -> Tensor:
+        """F [B, V] as of `TokenTransformer`, with the attention mask that the graph and the masks make."""
+        mask = None
+        if self.masked:
+            none = torch.zeros(1, x.shape[1], dtype=torch.bool, device=x.device)
+            both = torch.broadcast_tensors(none if given is None else given, none if missing is None else missing)
+            mask = attention(self.graph, *both, len(self.tokens.blocks))
+        out: Tensor = self.tokens(x, c_noise, given=given, missing=missing, attention=mask)
+        return out
+
+    def gaussian(self, x: Tensor, sigma: Tensor, given: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """(E[z | x], its std) [B, V] of a Gaussian with these moments; of no meaning where given or missing.
+
+        x [B, V], noisy where asked, clean where given; sigma [B or 1, 1]; given, missing [B or 1, V]. In float64.
+        """
+        there = ~missing
+        covariance = torch.where(there[:, :, None] & there[:, None, :], self.covariance.double(), 0)
+        # A missing variable has a row of its own, which meets no other.
+        noise = torch.where(given, 0, torch.where(missing, 1, sigma.double() ** 2))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance + torch.diag_embed(noise))[0])
+        offset = torch.where(there, x.double() - self.mean.double(), 0)
+        variance = sigma.double() ** 2
+        mean = x.double() - variance * (inverse @ offset[:, :, None])[:, :, 0]
+        spread = variance - variance**2 * inverse.diagonal(dim1=1, dim2=2)
+        return mean, torch.where(given | missing, 1, spread).sqrt()
+
+
+class JointDenoiser(Preconditioned):
+    """The joint model as a denoiser over all variables: those given are clean in x and come back as they are."""
+
+    network: JointNetwork
+
+    def __init__(self, network: JointNetwork, preconditioning: Preconditioning, **carried: Any) -> None:
+        super().__init__(network, preconditioning, **carried)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, sigma: Tensor, *, given: Tensor | None = None, missing: Tensor | None = None
+    ) -> Tensor:
+        """D(x; sigma) [B, V]; sigma [] or [B]. given, missing [B or 1, V] bool: these are clean in x, or not looked at.
+
+        Where missing, the result is 0.
+        """
+        none = torch.zeros(1, x.shape[1], dtype=torch.bool, device=x.device)
+        given, missing = none if given is None else given, none if missing is None else missing
+        denoised, _ = self._denoised(x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device), given, missing)
+        return torch.where(missing, 0, torch.where(given, x, denoised))
+
+    def training_loss(self, y: Tensor, sigma: Tensor, noise: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        """The loss [B] of clean z = y [B, V] at noise levels [B] under unit normals [B, V], over what is asked."""
+        given, missing = condition["given"], condition["missing"]
+        asked = ~(given | missing)
+        x = torch.where(asked, y + sigma[:, None].to(y.dtype) * noise, y)
+        denoised, std = self._denoised(x, sigma.to(y.dtype), given, missing)
+        errors = torch.where(asked, (denoised - y) / std, 0).square()
+        return errors.sum(1) / asked.sum(1)
+
+    def _denoised(self, x: Tensor, sigma: Tensor, given: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """(D, s) [B, V], of no meaning where given or missing."""
+        level = sigma.reshape(-1, 1)
+        with torch.autocast(x.device.type, enabled=False):
+            mean, std = self.network.gaussian(x, level, given, missing)
+        mean, std = mean.to(x.dtype), std.to(x.dtype)
+        c = self.preconditioning
+        seen = torch.where(given, x, c.c_in(level) * x).to(self.network.tokens.out_weight.dtype)
+        c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
+        raw = self.network(seen, c_noise, given=given, missing=missing)
+        return mean + std * raw.to(x.dtype), std
