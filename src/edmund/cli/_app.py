@@ -286,3 +286,52 @@ def ema(
     from edmund.cli import ema as command
 
     command.run(run, width, sweep, samples, out, device)
+
+
+sbi = typer.Typer(help="Simulation-based inference: posteriors from simulations.", no_args_is_help=True)
+app.add_typer(sbi, name="sbi")
+
+
+@sbi.command("benchmark")
+def sbi_benchmark(
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE.csv", help="The rows; what is there is not done again.", show_default=False),
+    ],
+    tasks: Annotated[str, typer.Option(help="Tasks, such as two_moons,slcp, or all ten.")] = "all",
+    budgets: Annotated[str, typer.Option(help="Numbers of simulations, such as 1e3,1e4.")] = "1e4",
+    observations: Annotated[str, typer.Option(help="Observations, of 1 to 10.")] = "1-5",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Observations and reference posteriors, as sbibm has them.", show_default=False
+        ),
+    ] = None,
+    c2st: Annotated[str, typer.Option(help="Classifiers of the two-sample test.")] = "mlp,rf",
+    samples: Annotated[int, typer.Option(help="Draws of each posterior.")] = 10_000,
+    c2st_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of them are compared; the published scores are of 10000. [default: all]", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of simulations, training and draws.")] = 0,
+    formulation: Annotated[str, typer.Option(help="edm, vp, ve, flow, iddpm or cosine.")] = "edm",
+    network: Annotated[str, typer.Option(help="auto, mlp or transformer.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that train the test's classifiers.")] = 1,
+    device: Device = None,
+) -> None:
+    """Train on the ten tasks of sbibm and score the posteriors. The same command goes on with an interrupted run."""
+    from edmund.cli import sbi_benchmark as command
+
+    command.run(
+        tasks,
+        budgets,
+        observations,
+        reference,
+        out,
+        c2st,
+        command.Setting(samples, c2st_samples, seed, formulation, network),
+        workers=workers,
+        device=device,
+    )
