@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edmund.cli.sbi._app import app as sbi
+
 app = typer.Typer(
     name="edmund",
     help="Diffusion generative models on the design space of EDM: train, sample, evaluate, diagnose.",
@@ -14,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(sbi)
 
 Run = Annotated[Path, typer.Argument(help="The folder of a run, or of a saved model.", show_default=False)]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps. [default: the formulation's]", show_default=False)]
@@ -286,10 +289,6 @@ def ema(
     from edmund.cli import ema as command
 
     command.run(run, width, sweep, samples, out, device)
-
-
-sbi = typer.Typer(help="Simulation-based inference: posteriors from simulations.", no_args_is_help=True)
-app.add_typer(sbi, name="sbi")
 
 
 @sbi.command("benchmark")

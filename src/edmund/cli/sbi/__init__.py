@@ -1,0 +1,1 @@
+"""`edmund sbi`: posteriors from simulations."""

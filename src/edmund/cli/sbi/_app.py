@@ -1,0 +1,116 @@
+"""The Typer group `edmund sbi`: one function a command; what each does is in the module it calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="sbi",
+    help="Simulation-based inference: fit a posterior to simulations, sample it, check it.",
+    no_args_is_help=True,
+)
+
+Run = Annotated[Path, typer.Argument(help="The folder that `edmund sbi fit` wrote.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Device to compute on, such as cuda. [default: cuda if there is one, else cpu]", show_default=False
+    ),
+]
+
+
+@app.callback()
+def _root() -> None:
+    """Simulation-based inference: fit a posterior to simulations, sample it, check it."""
+
+
+@app.command()
+def fit(
+    simulations: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SIMS",
+            help="An .npz with the arrays theta [N, D] and x [N, ...]; a folder with theta.npy and x.npy, which are "
+            "read as needed; or a Zarr group with the two.",
+            show_default=False,
+        ),
+    ],
+    prior: Annotated[
+        Path,
+        typer.Option(
+            help="A YAML file that names each parameter and its law: `parameters: {beta: {type: uniform, low: 0, high: "
+            "1}, ...}`.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. [default: runs/ and SIMS' name]", show_default=False)
+    ] = None,
+    formulation: Annotated[str, typer.Option(help="edm, vp, ve, flow, iddpm or cosine.")] = "edm",
+    network: Annotated[str, typer.Option(help="auto, mlp or transformer.")] = "auto",
+    embedding: Annotated[
+        str, typer.Option(help="Of x: vector, mlp, cnn (images), transformer (series), set, or auto, by x's shape.")
+    ] = "auto",
+    nan: Annotated[str, typer.Option(help="NaN in x: refuse, or mask as missing.")] = "refuse",
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Training samples seen, at most. [default: by how many simulations there are]", show_default=False
+        ),
+    ] = None,
+    learn_simulator: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether a learned simulator draws further simulations to train on. [default: where x is a short "
+            "vector]",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Train the posterior p(theta | x) on simulations. The same command goes on with an interrupted run."""
+    from edmund.cli.sbi import fit as command
+
+    options = {"formulation": formulation, "network": network, "embedding": embedding, "nan": nan}
+    effort = {"samples": samples, "learn_simulator": "auto" if learn_simulator is None else learn_simulator}
+    command.run(simulations, prior, out, options, effort, seed=seed, device=device)
+
+
+@app.command()
+def sample(
+    run: Run,
+    x: Annotated[
+        Path,
+        typer.Option(
+            "--x",
+            help="The observations: a CSV file with one in each row, with or without a header; or a .npy.",
+            show_default=False,
+        ),
+    ],
+    n: Annotated[
+        int | None, typer.Option("-n", help="Draws for each observation. [default: 10000]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The .csv or .npz to write. [default: a .csv in RUN/samples]", show_default=False),
+    ] = None,
+    map_: Annotated[bool, typer.Option("--map", help="The mode of each posterior in place of draws.")] = False,
+    iid: Annotated[
+        bool, typer.Option("--iid", help="All rows are independent observations of one theta: one posterior of all.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="A picture to write as well: all pairs of parameters.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Draw from the posterior of one observation or of many: a table of parameters."""
+    from edmund.cli.sbi import sample as command
+
+    command.run(run, x, n, out, mode=map_, iid=iid, plot=plot, seed=seed, device=device)
