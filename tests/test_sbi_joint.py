@@ -187,11 +187,18 @@ def test_masks_are_a_mixture_by_key_and_never_ask_nothing() -> None:
 
 
 def simulations(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """theta: U(-1, 1) and a log-normal; x: theta_0 + noise, a positive skewed one, and noise."""
+    """theta: U(-1, 1) and a log-normal; x: theta_0 + noise, a positive skewed one, and one that is near 1 or -1."""
     generator = torch.Generator().manual_seed(seed)
     theta = torch.stack([2 * torch.rand(n, generator=generator) - 1, torch.randn(n, generator=generator).exp()], 1)
     normals = torch.randn(n, 3, generator=generator)
-    x = torch.stack([theta[:, 0] + 0.3 * normals[:, 0], theta[:, 1] * (0.2 * normals[:, 1]).exp(), normals[:, 2]], 1)
+    x = torch.stack(
+        [
+            theta[:, 0] + 0.3 * normals[:, 0],
+            theta[:, 1] * (0.2 * normals[:, 1]).exp(),
+            normals[:, 2].sign() + 0.1 * normals[:, 2],
+        ],
+        1,
+    )
     return theta, x
 
 
@@ -201,11 +208,17 @@ SMALL: dict[str, Any] = {"channels": 16, "blocks": 1, "heads": 2, "expansion": 2
 
 @pytest.fixture(scope="module")
 def joint() -> JointEstimator:
-    """Trained for a moment on 1000 simulations with missing values."""
-    theta, x = simulations(1000)
+    """Trained for a moment on 3000 simulations with missing values."""
+    theta, x = simulations(3000)
     x[::7, 2] = torch.nan
     estimator = JointEstimator(PRIOR, variables={"shift": 1, "scale": 1, "first": 1, "rest": 2}, nan="mask", **SMALL)
-    return estimator.append_simulations(theta, x).train(samples=6000, batch_size=100, progress=False)
+    return estimator.append_simulations(theta, x).train(samples=40_000, batch_size=200, lr=5e-3, progress=False)
+
+
+def test_a_network_that_adds_something_is_kept(joint: JointEstimator) -> None:
+    """The last x is near 1 or -1, which no Gaussian is."""
+    drawn = joint.sample(300, asked=4)
+    assert ((drawn.abs() - 1).abs() < 0.5).double().mean() > 0.7
 
 
 def test_samples_are_in_the_users_units_and_in_the_support(joint: JointEstimator) -> None:
@@ -356,15 +369,15 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.slow
-def test_conditionals_of_a_gaussian_graph() -> None:
-    """Means within 0.05 std and covariances within 10 % after a short training, for some of the 63."""
+def test_a_network_that_adds_nothing_is_left_out() -> None:
+    """Of Gaussian data it learns noise; then the conditionals are exact but for the moments' own errors."""
     covariance = covariance_of(DAG.bool())
     z = torch.randn(20_000, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     z = (z @ torch.linalg.cholesky(covariance).mT).float()
     prior = MultivariateNormal(torch.zeros(2), covariance[:2, :2].float())
-    estimator = JointEstimator(prior, graph=DAG).append_simulations(z[:, :2], z[:, 2:])
-    estimator.train(samples=60_000, batch_size=256, progress=False)
+    estimator = JointEstimator(prior, graph=DAG, **SMALL).append_simulations(z[:, :2], z[:, 2:])
+    estimator.train(samples=10_000, batch_size=200, lr=1e-2, progress=False)
+    assert not estimator.denoiser.network.tokens.out_weight.any()
     latents = torch.randn(1000, V, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for index in (0b000000, 0b111100, 0b000011, 0b101010, 0b010101):
         given = torch.tensor([bool(index >> k & 1) for k in range(V)])

@@ -59,7 +59,7 @@ class _Block(nn.Module):
         found = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
         h = torch.addcmul(h, gate, self.dropout(self.attended(found)))
         seen = torch.addcmul(shift_mlp, _norm(h), 1 + scale_mlp)
-        found = self.linear_out(F.gelu(self.linear_in(seen), approximate="tanh"))
+        found = self.linear_out(F.gelu(self.linear_in(seen)))
         return torch.addcmul(h, gate_mlp, self.dropout(found))
 
 

@@ -6,11 +6,16 @@ simulation-based inference"). Given values are never noised, and only the asked 
 train the posterior, 10 % each the likelihood and the joint, 5 % each the prior and the evidence; in 15 % each column is
 given with a probability of the sample's own, the others asked, and in 15 % some are missing besides. What is drawn is a
 function of the seed and the number of the sample in the run, as all of training's noise.
+
+The network's part starts at 0, where the model is the Gaussian of the data's moments, exactly and for every mask. It is
+kept only if it lowers the held-out loss by more than chance does: what it adds for Gaussian data is noise.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,11 +40,14 @@ from edmund.sbi.joint_space import JointSpace, Names, named_columns
 from edmund.sbi.priors import Prior
 from edmund.sbi.simulations import CONDITION, SimulationData, Simulations
 from edmund.training import Trainer, TrainingOptions, TrainingResult
+from edmund.training.objective import levels, normals
 
 FILE = "joint.json"
 _FORMAT = 1
 _ROWS = 1 << 14
 _P_STD = 1.6
+_ERRORS = 2.0
+"""Standard errors by which the network must lower the held-out loss to be kept."""
 # Streams of a sample's key; those of training's noise are next to 1 << 40.
 _KIND = (1 << 40) + 64
 _SHARE_GIVEN = _KIND + 1
@@ -122,6 +130,30 @@ def moments(data: JointData) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
     covariance = (vectors * values.clamp(min=0)) @ vectors.mT
     return mean, covariance + RIDGE * torch.eye(size, dtype=torch.float64)
+
+
+@torch.no_grad()
+def held_out_gain(model: Model, data: JointData, seed: int) -> tuple[float, float, float]:
+    """(loss of the Gaussian, by how much the network lowers it, the standard error of that), under the same noise."""
+    denoiser = model.denoiser
+    assert isinstance(denoiser, JointDenoiser)
+    gaussian = copy.deepcopy(denoiser)
+    gaussian.network.silence()
+    keys = noise.keys(seed, -1 - torch.arange(len(data)))
+    strata = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    sigma = levels(model.formulation.noise_density, keys, strata, len(data))
+    device = denoiser.network.mean.device
+    losses, gains = [], []
+    start = 0
+    for z, missing in data.passes():
+        rows = slice(start, start + len(z))
+        start += len(z)
+        condition = data.draw_condition({"missing": missing.to(device)}, keys[rows])
+        drawn = z.to(device), sigma[rows].to(device, z.dtype), normals(keys[rows], z).to(device), condition
+        losses.append(gaussian.training_loss(*drawn))
+        gains.append(losses[-1] - denoiser.training_loss(*drawn))
+    gain = torch.cat(gains)
+    return float(torch.cat(losses).mean()), float(gain.mean()), float(gain.std() / math.sqrt(len(gain)))
 
 
 class Conditional(nn.Module):
@@ -220,7 +252,7 @@ class JointEstimator:
     ) -> Self:
         """Trains on all that was appended; returns the estimator itself.
 
-        samples: training samples seen (None: 200 a simulation, 1 to 4 million). validation_fraction: of the
+        samples: training samples seen (None: 200 a simulation, 1 to 2 million). validation_fraction: of the
         simulations, held out (at most 4000); the average with the lowest loss on them is what is kept. directory: of
         the run, from which the same call goes on when it was interrupted; None: a temporary one.
 
@@ -240,7 +272,7 @@ class JointEstimator:
         for buffer, value in zip((network.mean, network.covariance), moments(train), strict=True):
             buffer.copy_(value)
         model = _model(network)
-        seen = check_count("samples", samples) if samples is not None else min(max(200 * size, 1_000_000), 4_000_000)
+        seen = check_count("samples", samples) if samples is not None else min(max(200 * size, 1_000_000), 2_000_000)
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(512, max(64, size // 4))
         if progress:
             print(
@@ -258,6 +290,16 @@ class JointEstimator:
                 progress=progress,
                 device=self.device,
             ).run()
+        without, gain, error = held_out_gain(model, validation, seed)
+        if gain < _ERRORS * error:
+            network.silence()
+        if progress:
+            kept = "kept" if gain >= _ERRORS * error else "left out: the model is the Gaussian of the data's moments"
+            print(
+                f"JointEstimator: held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by "
+                f"the network, which is {kept}",
+                flush=True,
+            )
         self._model = model
         return self
 

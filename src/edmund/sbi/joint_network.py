@@ -68,6 +68,11 @@ class JointNetwork(nn.Module):
         out: Tensor = self.tokens(x, c_noise, given=given, missing=missing, attention=mask)
         return out
 
+    def silence(self) -> None:
+        """Makes F = 0: the model is then the Gaussian alone."""
+        nn.init.zeros_(self.tokens.out_weight)
+        nn.init.zeros_(self.tokens.out_bias)
+
     def gaussian(self, x: Tensor, sigma: Tensor, given: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
         """(E[z | x], its std) [B, V] of a Gaussian with these moments; of no meaning where given or missing.
 
