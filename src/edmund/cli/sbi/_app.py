@@ -114,3 +114,52 @@ def sample(
     from edmund.cli.sbi import sample as command
 
     command.run(run, x, n, out, mode=map_, iid=iid, plot=plot, seed=seed, device=device)
+
+
+@app.command()
+def benchmark(
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE.csv", help="The rows; what is there is not done again.", show_default=False),
+    ],
+    tasks: Annotated[str, typer.Option(help="Tasks, such as two_moons,slcp, or all ten.")] = "all",
+    budgets: Annotated[str, typer.Option(help="Numbers of simulations, such as 1e3,1e4.")] = "1e4",
+    observations: Annotated[str, typer.Option(help="Observations, of 1 to 10.")] = "1-5",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Observations and reference posteriors, as sbibm has them.", show_default=False
+        ),
+    ] = None,
+    c2st: Annotated[str, typer.Option(help="Classifiers of the two-sample test.")] = "mlp,rf",
+    samples: Annotated[int, typer.Option(help="Draws of each posterior.")] = 10_000,
+    c2st_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of them are compared; the published scores are of 10000. [default: all]", show_default=False
+        ),
+    ] = None,
+    seed: Seed = 0,
+    formulation: Annotated[str, typer.Option(help="edm, vp, ve, flow, iddpm or cosine.")] = "edm",
+    network: Annotated[str, typer.Option(help="auto, mlp or transformer.")] = "auto",
+    summary: Annotated[bool, typer.Option("--summary", help="Compute nothing: print the tables of FILE.csv.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that train the test's classifiers.")] = 1,
+    device: Device = None,
+) -> None:
+    """Train on sbibm's tasks, beside the published scores. The same command goes on with an interrupted run."""
+    from edmund.cli.sbi import benchmark as command
+
+    if summary:
+        command.summarise(out)
+        return
+    command.run(
+        tasks,
+        budgets,
+        observations,
+        reference,
+        out,
+        c2st,
+        command.Setting(samples, c2st_samples, seed, formulation, network),
+        workers=workers,
+        device=device,
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from edmund.cli._run import parse_numbers, pick_device
+from edmund.cli._run import parse_numbers, pick_device, say
 from edmund.errors import InputError
-from edmund.sbi import benchmark
+from edmund.sbi import benchmark, benchmark_rows
+from edmund.sbi.benchmark_summary import summary
 from edmund.sbi.tasks import NAMES
 
 
@@ -36,7 +37,7 @@ def run(
     """The command."""
     if reference is None:
         raise InputError("--reference is not given; name a folder of reference posteriors in sbibm's layout")
-    benchmark.run(
+    rows = benchmark.run(
         NAMES if names.strip() == "all" else _split(names),
         _parse_budgets(budgets),
         parse_numbers("--observations", observations),
@@ -47,6 +48,15 @@ def run(
         device=pick_device(device),
         **setting._asdict(),
     )
+    say(summary(rows))
+
+
+def summarise(out: Path) -> None:
+    """The command with `--summary`: all that is in the file."""
+    rows = benchmark_rows.read(out)
+    if not rows:
+        raise InputError(f"--out is {str(out)!r}, which has no rows; without --summary they are computed")
+    say(summary(rows))
 
 
 def _split(text: str) -> list[str]:
