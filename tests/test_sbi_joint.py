@@ -256,6 +256,14 @@ def test_density_is_normalised_in_the_users_units(joint: JointEstimator) -> None
     assert abs(float(torch.trapezoid(density, positive)) - 1) < 0.03
 
 
+def test_one_value_has_a_density_under_each_condition(joint: JointEstimator) -> None:
+    shifts = torch.tensor([-0.5, 0.2, 0.6])
+    together = joint.log_prob({"first": 0.2}, given={"shift": shifts, "scale": 1.0}, rtol=1e-4)
+    alone = [joint.log_prob({"first": [0.2]}, given={"shift": s, "scale": 1.0}, rtol=1e-4) for s in shifts]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-3)
+    assert int(together.argmax()) == 1
+
+
 def test_the_conditional_is_a_denoiser_of_what_is_asked(joint: JointEstimator) -> None:
     conditional = joint.conditional({"rest": [1.0, 0.0]}, ["theta"])
     assert isinstance(conditional, Conditional)

@@ -359,13 +359,16 @@ class JointEstimator:
     ) -> Tensor:
         """ln p(values | given), in nats and per unit of the user's: float64 [B], -inf outside the prior's support.
 
-        values: what is asked, by name or column, each [B, n] (or [n]); given: as of `conditional`, of 1 row or B.
+        values: what is asked, by name or column, each [B, n] (or [n]); given: as of `conditional`. One
+        row of either goes with all of the other.
         options: of `edmund.log_prob` (rtol, atol, or num_steps and sampler).
         """
         asked, rows = self._given(values, "values")
         if rows.isnan().any():
             raise InputError(f"values: {int(rows.isnan().sum())} are NaN; a density needs them all")
         conditional = self.conditional(given, asked)
+        if len(rows) == 1:
+            rows = rows.expand(len(conditional.values), -1)
         if len(conditional.values) not in (1, len(rows)):
             raise InputError(f"given has {len(conditional.values)} rows; there must be 1, or {len(rows)} as in values")
         inside = self.space.contains(rows, asked)

@@ -76,18 +76,24 @@ class JointNetwork(nn.Module):
     def gaussian(self, x: Tensor, sigma: Tensor, given: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
         """(E[z | x], its std) [B, V] of a Gaussian with these moments; of no meaning where given or missing.
 
-        x [B, V], noisy where asked, clean where given; sigma [B or 1, 1]; given, missing [B or 1, V]. In float64.
+        x [B, V], noisy where asked, clean where given; sigma [B or 1, 1]; given, missing [B or 1, V]. In x's dtype,
+        computed in float64.
         """
-        there = ~missing
-        covariance = torch.where(there[:, :, None] & there[:, None, :], self.covariance.double(), 0)
+        # On the CPU where a device has no float64: the variance may be 1e-8 of the sigma^2 that it is what is left of.
+        place = torch.device("cpu") if x.device.type == "mps" else x.device
+        moments = self.mean, self.covariance
+        z, level, mu, covariance = (each.to(place).double() for each in (x, sigma, *moments))
+        clean, away = given.to(place), missing.to(place)
+        there = ~away
+        covariance = torch.where(there[:, :, None] & there[:, None, :], covariance, 0)
         # A missing variable has a row of its own, which meets no other.
-        noise = torch.where(given, 0, torch.where(missing, 1, sigma.double() ** 2))
+        noise = torch.where(clean, 0, torch.where(away, 1, level**2))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance + torch.diag_embed(noise))[0])
-        offset = torch.where(there, x.double() - self.mean.double(), 0)
-        variance = sigma.double() ** 2
-        mean = x.double() - variance * (inverse @ offset[:, :, None])[:, :, 0]
-        spread = variance - variance**2 * inverse.diagonal(dim1=1, dim2=2)
-        return mean, torch.where(given | missing, 1, spread).sqrt()
+        offset = torch.where(there, z - mu, 0)
+        mean = z - level**2 * (inverse @ offset[:, :, None])[:, :, 0]
+        spread = level**2 - level**4 * inverse.diagonal(dim1=1, dim2=2)
+        std = torch.where(clean | away, 1, spread).sqrt()
+        return mean.to(x), std.to(x)
 
 
 class JointDenoiser(Preconditioned):
@@ -124,7 +130,6 @@ class JointDenoiser(Preconditioned):
         level = sigma.reshape(-1, 1)
         with torch.autocast(x.device.type, enabled=False):
             mean, std = self.network.gaussian(x, level, given, missing)
-        mean, std = mean.to(x.dtype), std.to(x.dtype)
         c = self.preconditioning
         seen = torch.where(given, x, c.c_in(level) * x).to(self.network.tokens.out_weight.dtype)
         c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
