@@ -48,8 +48,8 @@ class Row:
     closed form: exact_mean_error, the largest absolute error of a mean, in the parameter's units;
     exact_covariance_error, of the covariance in the Frobenius norm, as a share of the exact one's;
     exact_log_prob_error, the mean absolute error in nats over draws of the exact posterior. train_seconds: of all
-    train_calls calls that it took (a call that was killed is counted, its time unknown). parameters: of the
-    network. validation_loss: held-out.
+    train_calls calls that it took, with the simulations (a call that was killed is counted, its time unknown).
+    parameters: of the network. validation_loss: held-out.
     """
 
     task: str

@@ -185,5 +185,4 @@ CEILING: Mapping[str, float] = {
     "sir": 0.530,
     "lotka_volterra": 0.713,
 }
-"""By the mlp: BayesFlow's EDM trained on 32 million fresh simulations, means over 10 observations. No budget compares with it:
-it says what is in reach."""
+"""By the mlp: BayesFlow's EDM trained on 32 million fresh simulations, means over 10 observations: what is in reach."""
