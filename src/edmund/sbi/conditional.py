@@ -102,25 +102,18 @@ def passes(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class Mapped(DataSet):
-    """Data through functions: y through `of_y`, the observation through `of_x`, or the two exchanged."""
+    """Data through a function of (y [B, *], observation [B, *]) that gives another such pair."""
 
-    def __init__(
-        self,
-        data: DataSet,
-        of_y: Callable[[Tensor], Tensor],
-        of_x: Callable[[Tensor], Tensor] | None = None,
-        *,
-        exchanged: bool = False,
-    ) -> None:
+    def __init__(self, data: DataSet, of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
         self.may_be_missing: frozenset[str] = getattr(data, "may_be_missing", frozenset())
-        self._data, self._of_y, self._of_x, self._exchanged = data, of_y, of_x, exchanged
+        self._data, self._of = data, of
         super().__init__(self.__getitems__([0])[0].shape[1:])
 
     def __len__(self) -> int:
         return len(self._data)
 
+    @torch.no_grad()
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         y, condition = self._data.__getitems__(indices)
-        x = condition[CONDITION]
-        y, x = self._of_y(y), x if self._of_x is None else self._of_x(x)
-        return (x, {CONDITION: y}) if self._exchanged else (y, {CONDITION: x})
+        y, x = self._of(y, condition[CONDITION])
+        return y, {CONDITION: x}

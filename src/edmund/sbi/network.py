@@ -49,16 +49,15 @@ class ConditionalNetwork(nn.Module):
         super().__init__()
         self.dim = dim
         self.standardise = Standardise(x_shape, channel_axis=channel_axis, mask=mask)
-        self.embedding = embeddings.build(embedding, self.standardise.out_shape)
-        self.features: int = self.embedding.out_features
+        self.embedding = embeddings.build(embedding, self.standardise.out_shape, mask=mask)
+        self.features = self.embedding.out_features
         self.body, described = _build_body(body, dim, self.features)
         self.concatenated = not isinstance(body, nn.Module)
-        given = getattr(self.embedding, "config", None) if not isinstance(embedding, nn.Module) else None
         self.config: dict[str, Any] = {
             "dim": dim,
             "x_shape": list(x_shape),
             "body": described,
-            "embedding": given,
+            "embedding": self.embedding.config,
             "mask": mask,
             "channel_axis": channel_axis,
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edmund import formulation as formulations
 from edmund.data import DataSet
@@ -151,14 +151,14 @@ class NPSE:
                 mask=self.simulations.nan == "mask",
             )
             model, result = train_conditional(
-                Mapped(data, self.prior.box.inward),
-                Mapped(validation, self.prior.box.inward),
+                Mapped(data, self._inward),
+                Mapped(validation, self._inward),
                 network,
                 self.formulation,
                 plan.effort,
                 folder / name,
                 transform=self.prior.transform,
-                fitted_on=Mapped(train, self.prior.box.inward),
+                fitted_on=Mapped(train, self._inward),
                 seed=seed,
                 device=self.device,
                 progress=progress,
@@ -172,6 +172,10 @@ class NPSE:
                 )
             found.append((float("inf") if loss is None else loss, model, result))
         return min(found, key=lambda each: each[0])[1:]
+
+    def _inward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """theta that rounding has put on a limit of the prior, moved inside."""
+        return self.prior.box.inward(theta), x
 
     def _enlarged(
         self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
@@ -212,9 +216,9 @@ class NPSE:
         network = "mlp" if self.network == "auto" else self.network
         body = _mlp(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(1024, max(64, size // 4))
-        seen = check_count("samples", samples) if samples is not None else min(max(400 * size, 2_000_000), 16_000_000)
-        effort = Effort(seen, batch, 1e-3 if lr is None else lr, max(seen // 4, batch))
-        own = Effort(max(seen // 2, batch), batch, effort.lr, max(seen // 8, batch))
+        seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
+        effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 4, batch))
+        own = Effort(max(seen // 4, batch), batch, effort.lr, max(seen // 16, batch))
         return _Plan(body, effort, own, min(20 * size, 400_000) if learns else 0)
 
 
@@ -223,7 +227,7 @@ _TRANSFORMER = {"type": "transformer", "channels": 64, "blocks": 4}
 
 def _mlp(size: int) -> dict[str, Any]:
     """The MLP for that many simulations."""
-    return {"type": "mlp", "channels": 128 if size <= 30_000 else 192, "blocks": 4, "dropout": 0.0}
+    return {"type": "mlp", "channels": 160 if size <= 30_000 else 192, "blocks": 4, "dropout": 0.0}
 
 
 def _resolve(formulation: str | Formulation) -> Formulation:

@@ -134,16 +134,12 @@ class Posterior:
         """
         context = self._context(self._one(x))
         w = self._draw(context, check_count("num_init", num_init), seed, None, None, None, False)
-        transform = self.model.transform
         for level in _MODE_LEVELS:
             sigma = torch.tensor(level, dtype=w.dtype)
             for _ in range(_MODE_STEPS):
                 with torch.no_grad():
                     step = self.model.denoiser(w, sigma, context=context) - w
-                with torch.enable_grad():
-                    at = w.detach().requires_grad_()
-                    theta = self.prior.box.inward(transform.inverse(at))
-                    (slope,) = torch.autograd.grad(transform.log_abs_det(theta).sum(), at)
+                slope = self._volume_slope(w)
                 w = (w + step + level**2 * slope.clamp(-10 / level, 10 / level)).detach()
         theta = self._to_user(w)
         density = self.log_prob(theta, x=self._one(x))
@@ -279,6 +275,15 @@ class Posterior:
     def _to_user(self, w: Tensor) -> Tensor:
         """theta float32 of w [n, D], inside the support whatever rounding does."""
         return self.prior.box.inward(self.model.transform.inverse(w.double()).float())
+
+    def _volume_slope(self, w: Tensor) -> Tensor:
+        """The gradient of ln |det dw/dtheta| in w, [n, D]: what the density per unit of theta has beside that of w."""
+        with torch.enable_grad():
+            at = w.detach().requires_grad_()
+            theta = self.prior.box.inward(self.model.transform.inverse(at))
+            total = self.model.transform.log_abs_det(theta).sum()
+            # An affine transform has a constant volume, which knows nothing of w.
+            return torch.autograd.grad(total, at)[0] if total.requires_grad else torch.zeros_like(at)
 
     def _context(self, x: Tensor) -> Tensor:
         self.network.standardise.check(x)

@@ -9,9 +9,10 @@ simulations, and nothing else, says whether that was of use.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from edmund.model import Model
 from edmund.progress import track
 from edmund.sample import sample
 from edmund.sbi.conditional import Effort, Mapped, passes, train_conditional
+from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.priors import Prior
 from edmund.sbi.simulations import CONDITION
@@ -33,14 +35,15 @@ _STEPS = 24
 
 
 class LearnedSimulator:
-    """A model of p(x | theta) for vectors x, trained on simulations; called on theta [B, D] it gives x [B, *x_shape].
+    """A model of p(x | theta) for vectors x, trained on simulations.
 
-    standard: how x is standardised, fitted. model: of the standardised x given z = prior.to_model(theta).
+    With s the standardised x and z = prior.to_model(theta), a Gaussian of mean and covariance that depend on z is
+    fitted to s; what it leaves, white and of one scale, is a diffusion model's.
     """
 
-    def __init__(self, model: Model, standard: Standardise, prior: Prior, whole: Tensor) -> None:
-        self.model, self.standard, self.prior = model, standard, prior
-        self.whole = whole
+    def __init__(self, prior: Prior, standard: Standardise, gaussian: GaussianRegression, model: Model) -> None:
+        self.prior, self.standard, self.gaussian, self.model = prior, standard, gaussian, model
+        self.whole = torch.zeros(standard.shape, dtype=torch.bool)
         """Which values of x are whole numbers in all simulations: drawn ones are rounded."""
 
     @classmethod
@@ -50,7 +53,7 @@ class LearnedSimulator:
         validation: DataSet,
         prior: Prior,
         formulation: Formulation,
-        network: dict[str, object],
+        body: Mapping[str, Any],
         effort: Effort,
         directory: Path,
         *,
@@ -59,44 +62,48 @@ class LearnedSimulator:
         progress: bool,
     ) -> LearnedSimulator:
         """From simulations as `Simulations.split` gives them, with vectors x."""
-        standard = Standardise(_x_shape(train))
-        standard.fit(x for _, x in passes(train))
-        standardised, held_out = (
-            Mapped(data, prior.to_model, standard, exchanged=True) for data in (train, validation)
-        )
-        body = ConditionalNetwork(math.prod(standard.shape), (prior.dim,), body=network)
+        standard = Standardise(train.__getitems__([0])[1][CONDITION].shape[1:])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant columns are told of when the posterior's network is fitted
+            standard.fit(x for _, x in passes(train))
+        spaces = [Mapped(data, lambda theta, x: (prior.to_model(theta), standard(x))) for data in (train, validation)]
+        gaussian = fit_gaussian(_whole(spaces[0]), _whole(spaces[1]), seed=seed, progress=progress)
+        white = [Mapped(data, lambda z, s: (gaussian.whiten(z, s), z)) for data in spaces]
+        network = ConditionalNetwork(gaussian.features, (prior.dim,), body=body)
         model, _ = train_conditional(
-            standardised, held_out, body, formulation, effort, directory, seed=seed, device=device, progress=progress
+            white[0], white[1], network, formulation, effort, directory, seed=seed, device=device, progress=progress
         )
-        return cls(model, standard, prior, _whole(x for _, x in passes(train)))
+        made = cls(prior, standard, gaussian, model)
+        made.whole = torch.stack([(x == x.round()).all(0) for _, x in passes(train)]).all(0)
+        return made
 
     def simulate(self, n: int, seed: int, progress: bool) -> tuple[Tensor, Tensor]:
         """(theta [n, D], x [n, *x_shape]), float32: parameters from the prior, and what the model draws for them."""
         theta = self.prior.sample(n, seed)
         drawn = []
-        with track(n, "drawing simulations", enabled=progress) as bar, torch.no_grad():
+        with track(n, "drawing simulations", enabled=progress) as bar:
             for start in range(0, n, _ROWS):
                 rows = theta[start : start + _ROWS]
-                drawn.append(self(rows, start + seed * n))
+                drawn.append(self._draw(rows, (seed << 32) + start))
                 bar.advance(len(rows))
         return theta, torch.cat(drawn)
 
-    def __call__(self, theta: Tensor, first_seed: int) -> Tensor:
+    @torch.no_grad()
+    def _draw(self, theta: Tensor, first_seed: int) -> Tensor:
         network = self.model.network
         assert isinstance(network, ConditionalNetwork)
-        where = network.location_bias.device
-        context = network.encode(self.prior.to_model(theta).to(where))
+        z = self.prior.to_model(theta)
         w = sample(
             self.model.denoiser,
             (len(theta), *self.model.shape),
-            condition={"context": context},
+            condition={"context": network.encode(z.to(network.location_bias.device))},
             seeds=range(first_seed, first_seed + len(theta)),
             num_steps=_STEPS,
             dtype=torch.float32,
             progress=False,
         )
         assert isinstance(w, Tensor)
-        x = self.standard.inverse(self.model.transform.inverse(w))
+        x = self.standard.inverse(self.gaussian.unwhiten(z, self.model.transform.inverse(w)))
         # A learned density reaches a little beyond the values that there are: whole numbers end where the data end.
         rounded = x.round().clamp(self.standard.low, self.standard.high)
         return torch.where(self.whole, rounded, x)
@@ -124,14 +131,7 @@ class Enlarged(DataSet):
         return y, {CONDITION: x}
 
 
-def _x_shape(data: DataSet) -> tuple[int, ...]:
-    return tuple(data.__getitems__([0])[1][CONDITION].shape[1:])
-
-
-def _whole(batches: Iterable[Tensor]) -> Tensor:
-    whole: Tensor | None = None
-    for x in batches:
-        here = (x == x.round()).all(0)
-        whole = here if whole is None else whole & here
-    assert whole is not None
-    return whole
+def _whole(data: DataSet) -> tuple[Tensor, Tensor]:
+    """All of (y [N, *], x [N, *]) at once."""
+    y, x = zip(*passes(data), strict=True)
+    return torch.cat(y), torch.cat(x)

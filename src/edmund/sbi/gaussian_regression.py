@@ -1,0 +1,112 @@
+r"""A Gaussian whose mean and covariance depend on a condition: where, how wide and how tilted, before what shape.
+
+    p(s | z) = N(m(z), (P^T P)^-1),    ln p = ln |P| - |P (s - m)|^2 / 2 + const,    P lower triangular, diag P > 0
+
+with m and P a network's outputs, trained by maximum likelihood (Williams 1996, "Using Neural Networks to Model
+Conditional Multivariate Densities"). P (s - m) is then white: what a diffusion model is left with has one scale for all
+z, however much that of s varies (in many simulators by orders of magnitude over the prior).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edmund.progress import track
+
+_WIDTH = 128
+_STEPS, _WARM_UP = 3000, 100
+_BATCH = 512
+_LR = 1e-3
+_WEIGHT_DECAY = 0.01
+_CHECK = 200
+"""Steps between two looks at the validation set."""
+_AVERAGE = 0.99
+
+
+class GaussianRegression(nn.Module):
+    """z [B, D] -> the mean m [B, F] and the whitening P [B, F, F] of s."""
+
+    def __init__(self, dim: int, features: int) -> None:
+        super().__init__()
+        self.features = features
+        self.layers = nn.Sequential(
+            nn.Linear(dim, _WIDTH),
+            nn.SiLU(),
+            nn.Linear(_WIDTH, _WIDTH),
+            nn.SiLU(),
+            nn.Linear(_WIDTH, _WIDTH),
+            nn.SiLU(),
+            nn.Linear(_WIDTH, features + features * (features + 1) // 2),
+        )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(m [B, F], P [B, F, F])."""
+        n, out = self.features, self.layers(z)
+        mean, log_scales, rest = out.split([n, n, n * (n - 1) // 2], 1)
+        rows, columns = torch.tril_indices(n, n, -1, device=z.device)
+        whitening = torch.diag_embed(log_scales.exp())
+        whitening[:, rows, columns] = rest
+        return mean, whitening
+
+    def whiten(self, z: Tensor, s: Tensor) -> Tensor:
+        """w = P (s - m), [B, F]."""
+        mean, whitening = self(z)
+        return _times(whitening, s - mean)
+
+    def unwhiten(self, z: Tensor, w: Tensor) -> Tensor:
+        """s of w = P (s - m), [B, F]."""
+        mean, whitening = self(z)
+        solved: Tensor = torch.linalg.solve_triangular(whitening, w[..., None], upper=False)
+        s: Tensor = mean + solved[..., 0]
+        return s
+
+    def loss(self, z: Tensor, s: Tensor) -> Tensor:
+        """- ln p(s | z) but for its constant, in nats, the mean over the batch."""
+        mean, whitening = self(z)
+        squares = _times(whitening, s - mean).square().sum(1)
+        loss: Tensor = (squares / 2 - whitening.diagonal(dim1=1, dim2=2).log().sum(1)).mean()
+        return loss
+
+
+def fit_gaussian(
+    train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], *, seed: int, progress: bool
+) -> GaussianRegression:
+    """The regression of (z [N, D], s [N, F]), of the average weights with the best validation loss."""
+    generator = torch.Generator().manual_seed(seed)
+    z, s = train
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of the initial weights: modules know the global stream alone
+        network = GaussianRegression(z.shape[1], s.shape[1])
+    average, best = copy.deepcopy(network), copy.deepcopy(network)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=_WEIGHT_DECAY)
+    lowest = math.inf
+    with track(_STEPS, "fitting a Gaussian to the simulator", enabled=progress) as bar:
+        for step in range(_STEPS):
+            rows = torch.randint(len(z), (_BATCH,), generator=generator)
+            optimiser.zero_grad()
+            loss = network.loss(z[rows], s[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            for group in optimiser.param_groups:
+                group["lr"] = _LR * min(1.0, step / _WARM_UP) * (1 + math.cos(math.pi * step / _STEPS)) / 2
+            optimiser.step()
+            with torch.no_grad():
+                share = 1 - min(_AVERAGE, (1 + step) / (10 + step))
+                for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+                    mean.lerp_(weight, share)
+                if (step + 1) % _CHECK == 0:
+                    held_out = float(average.loss(*validation))
+                    if held_out < lowest:
+                        lowest, best = held_out, copy.deepcopy(average)
+            bar.advance()
+    return best.eval()
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """[B, F, F] times [B, F]."""
+    product: Tensor = (matrices @ vectors[..., None])[..., 0]
+    return product

@@ -1,0 +1,303 @@
+"""Posteriors from simulations: laws known in closed form, supports, every formulation and kind of x, the door."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, MultivariateNormal, Normal, Uniform
+from torch.utils.data import DataLoader, TensorDataset
+
+from edmund.errors import InputError
+from edmund.sbi import NPSE, Posterior
+from edmund.sbi.gaussian_regression import fit_gaussian
+from edmund.sbi.location import regress
+from edmund.sbi.surrogate import LearnedSimulator
+
+STD = 0.5
+PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+MIX = torch.tensor([[1.0, 0.5], [0.0, 1.0], [1.0, -1.0]])
+
+
+def simulate(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """theta ~ N(0, I), x = MIX theta + noise."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.randn(n, 2, generator=generator)
+    return theta, theta @ MIX.mT + STD * torch.randn(n, 3, generator=generator)
+
+
+def exact(x: Tensor) -> MultivariateNormal:
+    precision = torch.eye(2) + MIX.mT @ MIX / STD**2
+    return MultivariateNormal(torch.linalg.solve(precision, MIX.mT @ x / STD**2), precision_matrix=precision)
+
+
+def trained(**options: object) -> Posterior:
+    theta, x = simulate(4000)
+    inference = NPSE(PRIOR, **options)  # type: ignore[arg-type]
+    inference.append_simulations(theta, x)
+    return inference.train(samples=100_000, learn_simulator=False, progress=False).build_posterior()
+
+
+@pytest.fixture(scope="module")
+def posterior() -> Posterior:
+    return trained()
+
+
+X = torch.tensor([1.0, -0.4, 0.8])
+
+
+def test_draws_have_the_posteriors_law(posterior: Posterior) -> None:
+    theta, law = posterior.sample((4000,), x=X), exact(X)
+    std = law.variance.sqrt()
+    assert theta.shape == (4000, 2)
+    assert ((theta.mean(0) - law.mean).abs() < 0.15 * std).all()
+    assert torch.allclose(
+        theta.mT.cov() / law.covariance_matrix.norm(), law.covariance_matrix / law.covariance_matrix.norm(), atol=0.12
+    )
+
+
+def test_density_is_the_posteriors(posterior: Posterior) -> None:
+    law = exact(X)
+    theta = law.sample((50,))
+    assert (posterior.log_prob(theta, x=X) - law.log_prob(theta)).abs().mean() < 0.15
+
+
+def test_the_mode_of_a_gaussian_is_its_mean(posterior: Posterior) -> None:
+    law = exact(X)
+    assert ((posterior.map(x=X) - law.mean).abs() < 0.2 * law.variance.sqrt()).all()
+
+
+def test_a_batch_of_observations_goes_through_one_call(posterior: Posterior) -> None:
+    observations = torch.stack([X, -X])
+    theta = posterior.sample_batched((2000,), x=observations)
+    assert theta.shape == (2000, 2, 2)
+    for k, x in enumerate(observations):
+        law = exact(x)
+        assert ((theta[:, k].mean(0) - law.mean).abs() < 0.2 * law.variance.sqrt()).all()
+
+
+@pytest.mark.parametrize("method", ["gauss", "jac"])
+def test_several_observations_sharpen_the_posterior(posterior: Posterior, method: str) -> None:
+    x = X + 0.3 * torch.tensor([[1.0], [-1.0], [0.5]])
+    precision = torch.eye(2) + 3 * MIX.mT @ MIX / STD**2
+    law = MultivariateNormal(torch.linalg.solve(precision, MIX.mT @ x.sum(0) / STD**2), precision_matrix=precision)
+    theta = posterior.sample_iid((1000,), x=x, method=method)
+    assert ((theta.mean(0) - law.mean).abs() < 0.4 * law.variance.sqrt()).all()
+    assert (theta.var(0) / law.variance).log().abs().max() < 0.25
+
+
+def test_tempering_by_two_doubles_the_likelihoods_variance(posterior: Posterior) -> None:
+    precision = torch.eye(2) + MIX.mT @ MIX / STD**2 / 2
+    theta = posterior.sample_iid((2000,), x=X[None], temperature=2.0)
+    assert (theta.var(0) / torch.linalg.inv(precision).diagonal()).log().abs().max() < 0.25
+
+
+def test_another_prior_takes_the_place_of_the_first(posterior: Posterior) -> None:
+    prior = Independent(Normal(torch.ones(2), 0.3 * torch.ones(2)), 1)
+    precision = torch.eye(2) / 0.09 + MIX.mT @ MIX / STD**2
+    mean = torch.linalg.solve(precision, MIX.mT @ X / STD**2 + 1 / 0.09)
+    theta = posterior.sample_iid((2000,), x=X[None], prior=prior)
+    assert ((theta.mean(0) - mean).abs() < 0.25 * torch.linalg.inv(precision).diagonal().sqrt()).all()
+
+
+def test_saved_and_loaded_it_is_the_same(posterior: Posterior, tmp_path) -> None:
+    posterior.save(tmp_path / "run")
+    again = Posterior.load(tmp_path / "run")
+    assert torch.equal(posterior.sample((10,), x=X), again.sample((10,), x=X))
+
+
+def test_seeds_tell_draws_apart(posterior: Posterior) -> None:
+    assert torch.equal(posterior.sample((5,), x=X, seed=1), posterior.sample((5,), x=X, seed=1))
+    assert not torch.equal(posterior.sample((5,), x=X, seed=1), posterior.sample((5,), x=X, seed=2))
+
+
+@pytest.mark.parametrize("formulation", ["vp", "ve", "flow"])
+def test_any_formulation(formulation: str) -> None:
+    theta, law = trained(formulation=formulation).sample((2000,), x=X), exact(X)
+    assert ((theta.mean(0) - law.mean).abs() < 0.3 * law.variance.sqrt()).all()
+    assert (theta.var(0) / law.variance).log().abs().max() < 0.5
+
+
+def test_the_transformer_and_a_module_of_ones_own() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 64), nn.SiLU(), nn.Linear(64, 2))
+
+        def forward(self, x: Tensor, c_noise: Tensor, *, context: Tensor) -> Tensor:
+            return self.layers(torch.cat([x, c_noise[:, None], context], 1))  # type: ignore[no-any-return]
+
+    for network in ("transformer", Own()):
+        theta, law = trained(network=network).sample((1000,), x=X), exact(X)
+        assert ((theta.mean(0) - law.mean).abs() < 0.3 * law.variance.sqrt()).all()
+
+
+def test_no_draw_leaves_the_support() -> None:
+    prior = Independent(Uniform(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 1.0])), 1)
+    theta = prior.sample((1000,))
+    theta[0] = torch.tensor([0.0, 1.0])  # on the limits, where rounding puts parameters
+    x = theta + 0.5 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(1))
+    inference = NPSE(prior).append_simulations(theta, x)
+    posterior = inference.train(samples=20_000, learn_simulator=False, progress=False).build_posterior()
+    for x_o in ([0.0, 1.0], [1.5, -1.2], [-0.5, 1.5]):
+        draws = posterior.sample((2000,), x=torch.tensor(x_o))
+        assert (draws[:, 0] >= 0).all() and (draws[:, 0] < 1).all()
+        assert (draws[:, 1] >= -1).all() and (draws[:, 1] < 1).all()
+    outside = posterior.log_prob(torch.tensor([[2.0, 0.0], [0.5, 0.0]]), x=torch.tensor([0.5, 0.0]))
+    assert outside[0] == -math.inf and outside[1].isfinite()
+
+
+def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
+    """x_0 of a scale that theta decides over four orders of magnitude, x_1 a whole number."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(4000, 2, generator=generator)
+    x = torch.stack([(2 * theta[:, 0]).exp() * torch.randn(4000, generator=generator), (3 * theta[:, 1]).round()], 1)
+    inference = NPSE(PRIOR).append_simulations(theta, x)
+    train, validation = inference.simulations.split(0.1)
+    from edmund.sbi.conditional import Effort
+
+    simulator = LearnedSimulator.train(
+        train,
+        validation,
+        inference.prior,
+        inference.formulation,
+        {"type": "mlp", "channels": 32, "blocks": 1},
+        Effort(50_000, 256, 1e-3, 50_000),
+        tmp_path,
+        seed=0,
+        device=None,
+        progress=False,
+    )
+    drawn_theta, drawn = simulator.simulate(4000, 1, progress=False)
+    assert torch.equal(drawn[:, 1], drawn[:, 1].round())
+    white = drawn[:, 0] * (-2 * drawn_theta[:, 0]).exp()
+    bulk = drawn_theta[:, 0].abs() < 1.5
+    assert abs(float(white[bulk].std()) - 1) < 0.15
+    assert float((drawn[:, 1] - 3 * drawn_theta[:, 1]).abs().mean()) < 0.6
+
+
+def test_gaussian_regression_finds_mean_and_covariance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.rand(4000, 1, generator=generator) * 2 - 1
+    noise = torch.randn(4000, 2, generator=generator)
+    s = torch.cat([z + z.exp() * noise[:, :1], z**2 + 0.1 * (noise[:, :1] + noise[:, 1:])], 1)
+    found = fit_gaussian((z[400:], s[400:]), (z[:400], s[:400]), seed=0, progress=False)
+    at = torch.tensor([[-0.5], [0.5]])
+    mean, whitening = found(at)
+    covariance = torch.linalg.inv(whitening.mT @ whitening)
+    assert torch.allclose(mean, torch.cat([at, at**2], 1), atol=0.1)
+    assert torch.allclose(covariance[:, 0, 0], (2 * at[:, 0]).exp(), rtol=0.2)
+    assert torch.allclose(covariance[:, 0, 1], 0.1 * at[:, 0].exp(), rtol=0.25)
+    assert torch.allclose(found.unwhiten(z, found.whiten(z, s)), s, atol=1e-3)
+
+
+def test_regression_is_least_squares_and_its_residual() -> None:
+    theta, x = simulate(20_000)
+    found = regress([(theta[2000:], x[2000:])], [(theta[:2000], x[:2000])])
+    precision = torch.eye(2) + MIX.mT @ MIX / STD**2
+    covariance = torch.linalg.inv(precision)
+    assert torch.allclose(found.weight.float(), covariance @ MIX.mT / STD**2, atol=0.02)
+    assert torch.allclose((found.cholesky @ found.cholesky.mT).float(), covariance, rtol=0.05, atol=0.005)
+
+
+def test_regression_on_noise_is_none() -> None:
+    generator = torch.Generator().manual_seed(3)
+    z, s = torch.randn(100, 2, generator=generator), torch.randn(100, 60, generator=generator)
+    found = regress([(z[:80], s[:80])], [(z[80:], s[80:])])
+    assert found.weight.norm() < 0.3
+    copied = torch.cat([s, s, torch.ones(100, 1)], 1)  # singular
+    assert regress([(z[:80], copied[:80])], [(z[80:], copied[80:])]).weight.isfinite().all()
+
+
+def test_missing_values_images_and_loaders() -> None:
+    theta, x = simulate(400)
+    x[::7, 1] = math.nan
+    inference = NPSE(PRIOR, nan="mask").append_simulations(theta, x)
+    posterior = inference.train(samples=5_000, progress=False).build_posterior()
+    assert posterior.sample((3,), x=torch.tensor([1.0, math.nan, 0.0])).isfinite().all()
+    images = theta[:, :, None, None] + torch.randn(400, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    loader = DataLoader(TensorDataset(theta, images), batch_size=100)
+    inference = NPSE(PRIOR, embedding="cnn").append_simulations(loader)
+    posterior = inference.train(samples=5_000, progress=False).build_posterior()
+    assert posterior.sample((3,), x=images[0]).shape == (3, 2)
+
+
+def test_the_door() -> None:
+    theta, x = simulate(200)
+    with pytest.raises(InputError, match=r"edn.*edm"):
+        NPSE(PRIOR, "edn")
+    with pytest.raises(InputError, match="network is 3"):
+        NPSE(PRIOR, network=3)  # type: ignore[arg-type]
+    inference = NPSE(PRIOR)
+    with pytest.raises(InputError, match="there are 0 simulations"):
+        inference.train()
+    with pytest.raises(InputError, match="no trained network"):
+        inference.build_posterior()
+    with pytest.raises(InputError, match="NaN"):
+        inference.append_simulations(theta, torch.where(x > 1, math.nan, x))
+    inference.append_simulations(theta[:20], x[:20])
+    with pytest.raises(InputError, match="there are 20 simulations"):
+        inference.train()
+    boxed = NPSE(Independent(Uniform(torch.zeros(2), torch.ones(2)), 1))
+    with pytest.raises(InputError, match="of 200 rows are outside the prior's support"):
+        boxed.append_simulations(theta, x)
+    inference.append_simulations(theta, x)
+    with pytest.raises(InputError, match="learn_simulator is 'yes'"):
+        inference.train(learn_simulator="yes")  # type: ignore[arg-type]
+
+
+def test_the_door_of_a_posterior(posterior: Posterior) -> None:
+    with pytest.raises(InputError, match="x has 5 values a row; training had 3"):
+        posterior.sample((10,), x=torch.zeros(5))
+    with pytest.raises(InputError, match="x is None"):
+        posterior.sample((10,))
+    with pytest.raises(InputError, match="x has 4 observations"):
+        posterior.sample((10,), x=torch.zeros(4, 3))
+    with pytest.raises(InputError, match="temperature is 0"):
+        posterior.sample_iid((10,), x=X, temperature=0)
+    with pytest.raises(InputError, match="theta has shape"):
+        posterior.log_prob(torch.zeros(4, 3), x=X)
+    with pytest.warns(UserWarning, match="column 1 .* standard deviations outside the training range"):
+        posterior.sample((2,), x=torch.tensor([0.0, 100.0, 0.0]))
+    with pytest.raises(InputError, match="holds no posterior"):
+        Posterior.load("/nowhere")
+
+
+def test_constant_columns_are_told_of_and_do_no_harm() -> None:
+    theta, x = simulate(400)
+    constant = torch.cat([x, torch.full((400, 1), 7.0)], 1)
+    inference = NPSE(PRIOR).append_simulations(theta, constant)
+    with pytest.warns(UserWarning, match=r"columns 3 \(c = 7\) are constant"):
+        inference.train(samples=5_000, learn_simulator=False, progress=False)
+    assert inference.build_posterior().sample((3,), x=constant[0]).isfinite().all()
+
+
+def test_choices_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    theta, x = simulate(100)
+    NPSE(PRIOR).append_simulations(theta.numpy(), x.numpy().astype(np.float64)).train(samples=2_000)
+    out = capsys.readouterr().out
+    assert "100 simulations of 2 parameters, x [3]; mlp of 4 blocks" in out
+    assert "held-out loss" in out
+
+
+def test_the_toolkits_diagnostics_take_it(posterior: Posterior) -> None:
+    diagnostics = pytest.importorskip("sbi.diagnostics")
+    analysis = pytest.importorskip("sbi.analysis")
+    theta, x = simulate(200, seed=5)
+    ranks, averaged = diagnostics.run_sbc(theta, x, posterior, num_posterior_samples=200, show_progress_bar=False)
+    assert ranks.shape == (200, 2) and averaged.shape == (200, 2)
+    ranks, _ = diagnostics.run_sbc(
+        theta[:10], x[:10], posterior, num_posterior_samples=100, reduce_fns=posterior.log_prob, show_progress_bar=False
+    )
+    assert ranks.shape == (10, 1)
+    ecp, alpha = diagnostics.run_tarp(theta, x, posterior, num_posterior_samples=100)
+    assert (ecp - alpha).abs().max() < 0.15
+    drawn = posterior.sample_batched((1,), x=x)[0]
+    test = diagnostics.LC2ST(theta, x, drawn, num_folds=1, classifier="random_forest")
+    test.train_on_observed_data()
+    assert 0 <= float(test.get_statistic_on_observed_data(posterior.sample((200,), x=X), X)) <= 1
+    figure, _ = analysis.pairplot(posterior.sample((100,), x=X))
+    assert figure is not None
