@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edmund.cli._run import parse_numbers, pick_device, say
+from edmund.cli.sbi._run import plain_warnings
 from edmund.errors import InputError
 from edmund.sbi import benchmark, benchmark_rows
 from edmund.sbi.benchmark_summary import summary
@@ -37,17 +38,18 @@ def run(
     """The command."""
     if reference is None:
         raise InputError("--reference is not given; name a folder of reference posteriors in sbibm's layout")
-    rows = benchmark.run(
-        NAMES if names.strip() == "all" else _split(names),
-        _parse_budgets(budgets),
-        parse_numbers("--observations", observations),
-        reference=reference,
-        out=out,
-        classifiers=_split(classifiers),
-        workers=workers,
-        device=pick_device(device),
-        **setting._asdict(),
-    )
+    with plain_warnings():
+        rows = benchmark.run(
+            NAMES if names.strip() == "all" else _split(names),
+            _parse_budgets(budgets),
+            parse_numbers("--observations", observations),
+            reference=reference,
+            out=out,
+            classifiers=_split(classifiers),
+            workers=workers,
+            device=pick_device(device),
+            **setting._asdict(),
+        )
     say(summary(rows))
 
 
