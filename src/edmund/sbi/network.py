@@ -1,10 +1,13 @@
 """The network of a conditional density: what it sees of an observation, where it expects theta, and its body.
 
-    x -> standardised -> features e(x) -> body F(z, c_noise, e)
+    x -> standardised -> features e(x),    F(z; c_noise, x) = gain(c_noise) z + body(z, c_noise, e)
 
-and beside it a location, linear in the standardised x: the mean of z that linear regression predicts. The denoiser of
-`Preconditioned` is built around that location, so that F starts from the posterior of a linear Gaussian model and
-learns what there is beyond.
+The gain, one number a noise level, is what noise-predicting formulations need: at high levels the noise is all but z
+itself, of any size, and a body whose layers are normalised cannot say so.
+
+Beside F there is a location, linear in the standardised x: the mean of z that linear regression predicts. The denoiser
+of `Preconditioned` is built around it, so that F starts from the posterior of a linear Gaussian model and learns what
+there is beyond.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ from torch import Tensor, nn
 
 from edmund import networks
 from edmund.errors import InputError, unknown
+from edmund.networks.embedding import NoiseFeatures
 from edmund.sbi import embedding as embeddings
 from edmund.sbi.standardise import Standardise
 
 BODIES = ("mlp", "transformer")
 """The networks by name; a module of one's own is the third kind."""
+
+
+_GAIN = 64
 
 
 class ConditionalNetwork(nn.Module):
@@ -52,6 +59,9 @@ class ConditionalNetwork(nn.Module):
         self.embedding = embeddings.build(embedding, self.standardise.out_shape, mask=mask)
         self.features = self.embedding.out_features
         self.body, described = _build_body(body, dim, self.features)
+        self.gain = nn.Sequential(NoiseFeatures(_GAIN), nn.Linear(_GAIN, _GAIN), nn.SiLU(), nn.Linear(_GAIN, 1))
+        nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.gain[-1].bias)  # type: ignore[arg-type]
         self.concatenated = not isinstance(body, nn.Module)
         self.config: dict[str, Any] = {
             "dim": dim,
@@ -96,7 +106,10 @@ class ConditionalNetwork(nn.Module):
             features = self.embedding(self.standardise(observation))
         else:
             features = context[:, self.dim :]
-        features = features.to(x.dtype)
+        linear = self.gain(c_noise).to(x.dtype) * x
+        return linear + self._body(x, c_noise, features.to(x.dtype))  # type: ignore[no-any-return]
+
+    def _body(self, x: Tensor, c_noise: Tensor, features: Tensor) -> Tensor:
         if not self.concatenated:
             return self.body(x, c_noise, context=features)  # type: ignore[no-any-return]
         both = torch.cat([x, features], 1)
