@@ -286,6 +286,15 @@ def test_what_is_neither_given_nor_asked_is_as_missing(joint: JointEstimator) ->
         torch.testing.assert_close(with_nan(z, sigma), without(z, sigma))
 
 
+def test_conditionals_are_centred_and_lead_to_the_users_units_and_back(joint: JointEstimator) -> None:
+    theta, x = simulations(2000, seed=1)
+    conditional = joint.conditional({"x": x}, "theta")
+    w = conditional.to_model(theta)
+    torch.testing.assert_close(conditional.to_user(w), theta, rtol=1e-4, atol=1e-5)
+    assert w.mean(0).abs().max() < 0.06
+    assert abs(float(torch.corrcoef(torch.stack([w[:, 0], x[:, 0]]))[0, 1])) < 0.08
+
+
 def test_saved_and_loaded(joint: JointEstimator, tmp_path: Path) -> None:
     folder = joint.save(tmp_path / "joint")
     assert {file.name for file in folder.iterdir()} == {"config.json", "joint.json", "model.safetensors"}
@@ -397,7 +406,7 @@ def test_a_network_that_adds_nothing_is_left_out() -> None:
         start = torch.linalg.solve_triangular(root, start.mT, upper=False).mT
         drawn = edmund.sample(conditional, start.shape, latents=start, progress=False)
         assert isinstance(drawn, Tensor)
-        values = estimator.space.to_user(drawn, asked).double()
+        values = conditional.to_user(drawn).double()
         gain = covariance[:, known] @ torch.linalg.inv(covariance[known][:, known])
         mean = (gain @ torch.full((len(known),), 0.5, dtype=torch.float64))[asked]
         exact = (covariance - gain @ covariance[known])[asked][:, asked]

@@ -157,17 +157,23 @@ def held_out_gain(model: Model, data: JointData, seed: int) -> tuple[float, floa
 
 
 class Conditional(nn.Module):
-    """p(asked | given) as a denoiser over the asked columns only, in the model's units: z [B, n].
+    """p(asked | given) as a denoiser over the asked columns only, [B, n]; it goes wherever a denoiser does.
 
-    denoiser: of the joint model. asked, given: columns. values: of the given ones, z [1, g] or one row a sample; NaN is
-    missing. A condition `given` [B or 1, g] stands for other values in a call. It goes wherever a denoiser does.
+    What it denoises is w = z - E[z | given], z being the values in the model's units and the expectation that of the
+    linear regression: centred, as samplers that start from noise of mean 0 like their data. `to_user` and `to_model`
+    lead there and back.
+
+    denoiser: of the joint model, in `space`. asked, given: columns. values: of the given ones, z [1, g] or one row a
+    sample; NaN is missing. A condition `given` [B or 1, g] stands for other values in a call.
     """
 
     values: Tensor
 
-    def __init__(self, denoiser: JointDenoiser, asked: Sequence[int], given: Sequence[int], values: Tensor) -> None:
+    def __init__(
+        self, denoiser: JointDenoiser, space: JointSpace, asked: Sequence[int], given: Sequence[int], values: Tensor
+    ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.space = denoiser, space
         self.asked, self.given = list(asked), list(given)
         self.register_buffer("values", values.to(denoiser.network.mean.device))
         self.formulation = denoiser.formulation
@@ -181,17 +187,36 @@ class Conditional(nn.Module):
         values = (self.values if given is None else given).to(x.dtype)
         if values.ndim != 2 or values.shape[1] != len(self.given) or len(values) not in (1, len(x)):
             raise InputError(f"given has shape {list(values.shape)}; it must be [1 or {len(x)}, {len(self.given)}]")
-        known = ~values.isnan()
-        full = x.new_zeros(len(x), self.denoiser.network.tokens.variables)
-        full[:, self.asked] = x
-        full[:, self.given] = torch.where(known, values, 0).expand(len(x), -1)
-        masks = torch.zeros(2, len(values), full.shape[1], dtype=torch.bool, device=x.device)
-        masks[1] = True
-        masks[0][:, self.given] = known
-        masks[1][:, self.given] = ~known
-        masks[1][:, self.asked] = False
-        denoised: Tensor = self.denoiser(full, sigma, given=masks[0], missing=masks[1])
-        return denoised[:, self.asked]
+        z, known = self._all(values)
+        location = self.denoiser.network.location(z, known)[:, self.asked]
+        full = z.repeat(len(x) // len(z), 1)
+        full[:, self.asked] = x + location
+        missing = ~known
+        missing[:, self.asked] = False
+        denoised: Tensor = self.denoiser(full, sigma, given=known, missing=missing)
+        return denoised[:, self.asked] - location
+
+    def to_user(self, w: Tensor) -> Tensor:
+        """The values float32 [B, n], in the user's units, of w [B, n]."""
+        return self.space.to_user(w + self._location(w), self.asked)
+
+    def to_model(self, values: Tensor) -> Tensor:
+        """w [B, n] of values [B, n] in the user's units."""
+        z = self.space.to_model(values, self.asked, "values")
+        return z - self._location(z)
+
+    def _location(self, like: Tensor) -> Tensor:
+        location = self.denoiser.network.location(*self._all(self.values))
+        return location[:, self.asked].to(like)
+
+    def _all(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(z [R, V] with these values where they are given, which columns these are [R, V])."""
+        there = ~values.isnan()
+        full = values.new_zeros(len(values), self.space.dim)
+        full[:, self.given] = torch.where(there, values, 0)
+        known = torch.zeros(full.shape, dtype=torch.bool, device=full.device)
+        known[:, self.given] = there
+        return full, known
 
 
 class JointEstimator:
@@ -245,7 +270,7 @@ class JointEstimator:
         directory: str | os.PathLike[str] | None = None,
         samples: int | None = None,
         batch_size: int | None = None,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         validation_fraction: float = 0.1,
         seed: int = 0,
         progress: bool = True,
@@ -273,7 +298,7 @@ class JointEstimator:
             buffer.copy_(value)
         model = _model(network)
         seen = check_count("samples", samples) if samples is not None else min(max(200 * size, 1_000_000), 2_000_000)
-        batch = check_count("batch_size", batch_size) if batch_size is not None else min(512, max(64, size // 4))
+        batch = check_count("batch_size", batch_size) if batch_size is not None else min(256, max(64, size // 4))
         if progress:
             print(
                 f"JointEstimator: {size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; "
@@ -304,7 +329,7 @@ class JointEstimator:
         return self
 
     def conditional(self, given: Mapping[Any, Any] | None = None, asked: Names | None = None) -> Conditional:
-        """p(asked | given) as a denoiser over the asked columns, in the model's units (`space` leads there and back).
+        """p(asked | given) as a denoiser over the asked columns, in the model's units: see `Conditional`.
 
         given: values by name or column, in the user's units, each [n], [1, n] or one row a sample (a number for a
         single column); NaN is missing. asked: names or columns; None: all that is not given. What is neither is
@@ -312,7 +337,8 @@ class JointEstimator:
         """
         columns, values = self._given(given)
         wanted = self._asked(asked, columns)
-        return Conditional(self.denoiser, wanted, columns, self.space.to_model(values, columns, "given"))
+        z = self.space.to_model(values, columns, "given")
+        return Conditional(self.denoiser, self.space, wanted, columns, z)
 
     def sample(
         self,
@@ -336,7 +362,7 @@ class JointEstimator:
         if rows not in (1, check_count("n", n)):
             raise InputError(f"given has {rows} rows and n is {n}; there must be 1 row or {n}")
         first = check_count("seed", seed, least=0) << 32
-        z = sample(
+        w = sample(
             conditional,
             (n, len(conditional.asked)),
             condition=None if rows == 1 else {"given": conditional.values},
@@ -346,8 +372,8 @@ class JointEstimator:
             batch_size=batch_size,
             progress=progress,
         )
-        assert isinstance(z, Tensor)
-        return self.space.to_user(z, conditional.asked)
+        assert isinstance(w, Tensor)
+        return conditional.to_user(w)
 
     def log_prob(
         self,
@@ -374,9 +400,11 @@ class JointEstimator:
         inside = self.space.contains(rows, asked)
         result = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
         if inside.any():
-            condition = None if len(conditional.values) == 1 else {"given": conditional.values[inside]}
-            z = self.space.to_model(rows[inside], asked, "values")
-            found = log_prob(conditional, z, condition=condition, progress=progress, **options)
+            if len(conditional.values) > 1:
+                conditional.values = conditional.values[inside]
+            condition = None if len(conditional.values) == 1 else {"given": conditional.values}
+            w = conditional.to_model(rows[inside])
+            found = log_prob(conditional, w, condition=condition, progress=progress, **options)
             assert isinstance(found, Tensor)
             result[inside] = found + self.space.log_abs_det(rows[inside], asked)
         return result

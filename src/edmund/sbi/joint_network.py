@@ -79,21 +79,37 @@ class JointNetwork(nn.Module):
         x [B, V], noisy where asked, clean where given; sigma [B or 1, 1]; given, missing [B or 1, V]. In x's dtype,
         computed in float64.
         """
-        # On the CPU where a device has no float64: the variance may be 1e-8 of the sigma^2 that it is what is left of.
-        place = torch.device("cpu") if x.device.type == "mps" else x.device
-        moments = self.mean, self.covariance
-        z, level, mu, covariance = (each.to(place).double() for each in (x, sigma, *moments))
-        clean, away = given.to(place), missing.to(place)
-        there = ~away
-        covariance = torch.where(there[:, :, None] & there[:, None, :], covariance, 0)
-        # A missing variable has a row of its own, which meets no other.
-        noise = torch.where(clean, 0, torch.where(away, 1, level**2))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(covariance + torch.diag_embed(noise))[0])
-        offset = torch.where(there, z - mu, 0)
-        mean = z - level**2 * (inverse @ offset[:, :, None])[:, :, 0]
+        z, level, clean, away = _precise(x, sigma, given, missing)
+        noise = torch.where(clean, 0, level**2)
+        inverse, solved = self._solve(z, noise, ~away)
+        mean = z - level**2 * solved
         spread = level**2 - level**4 * inverse.diagonal(dim1=1, dim2=2)
         std = torch.where(clean | away, 1, spread).sqrt()
         return mean.to(x), std.to(x)
+
+    def location(self, z: Tensor, given: Tensor) -> Tensor:
+        """E[z | the given ones] [B, V] of that Gaussian, of z [B, V] and given [B or 1, V], in z's dtype."""
+        values, clean = _precise(z, given)
+        _, solved = self._solve(values, torch.zeros_like(values), clean)
+        mean, covariance = _precise(self.mean, self.covariance)
+        return (mean + solved @ covariance).to(z)
+
+    def _solve(self, z: Tensor, noise: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """(A^-1, A^-1 (z - mean)) of A = covariance + noise over what is there; the other rows meet none of it."""
+        mean, covariance = _precise(self.mean, self.covariance)
+        covariance = torch.where(there[:, :, None] & there[:, None, :], covariance, 0)
+        noisy = covariance + torch.diag_embed(torch.where(there, noise, 1))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(noisy)[0])
+        offset = torch.where(there, z - mean, 0)
+        return inverse, (inverse @ offset[:, :, None])[:, :, 0]
+
+
+def _precise(*values: Tensor) -> list[Tensor]:
+    """In float64, masks as they are. On the CPU where a device has no float64: in float32 nothing would be left of a
+    variance that is 1e-8 of the sigma^2 that it is a difference of.
+    """
+    moved = [value.cpu() if value.device.type == "mps" else value for value in values]
+    return [value if value.dtype == torch.bool else value.double() for value in moved]
 
 
 class JointDenoiser(Preconditioned):
