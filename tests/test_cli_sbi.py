@@ -249,3 +249,85 @@ def test_what_is_no_observation_is_told_in_one_line(folder):
     assert "is not a file" in error_line("sample", "runs/sims", "--x", "nowhere.csv", cwd=folder)
     assert "is not a folder" in error_line("sample", "runs/none", "--x", "one.csv", cwd=folder)
     assert "holds no posterior" in error_line("sample", "runs", "--x", "one.csv", cwd=folder)
+
+
+# check
+
+MODEL = """
+import torch
+
+def simulate(theta):
+    return theta + 0.5 * torch.randn_like(theta)
+
+def noisy(theta):
+    return theta + torch.randn_like(theta)
+
+def other(theta):
+    return theta.repeat(1, 2)
+
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    pytest.importorskip("sbi.diagnostics")
+    (folder / "own_model.py").write_text(MODEL)
+    yield
+    sys.modules.pop("own_model", None)
+
+
+@pytest.mark.usefixtures("model")
+def test_a_check_on_the_held_out_simulations(folder):
+    lines = run("check", "runs/sims", "--posterior-samples", 50, cwd=folder).stdout.splitlines()
+    assert lines[0].startswith("200 of the 200 simulations that were held out of training. They chose when it stopped")
+    assert lines[1].startswith("Posterior: Calibrated, as far as can be seen")
+    assert lines[-1] == "runs/sims/check.html"
+    page = (folder / "runs/sims/check.html").read_text()
+    assert "No fault found in the posterior" in page and "no simulator was given" in page
+
+
+@pytest.mark.usefixtures("model")
+def test_a_check_with_a_simulator_tests_predictions(folder):
+    options = ("--draws", 150, "--posterior-samples", 50, "--out", "pages/fresh.html")
+    out = run("check", "runs/sims", "--simulator", "own_model:simulate", *options, cwd=folder).stdout
+    assert out.startswith("150 fresh simulations")
+    assert "Predictions: Calibrated" in out
+    assert "No fault found in its predictions" in (folder / "pages/fresh.html").read_text()
+
+
+@pytest.mark.usefixtures("model")
+def test_the_exit_code_tells_a_posterior_that_is_not_calibrated(folder):
+    """Of another simulator, twice as noisy, the posterior is too narrow."""
+    theta, x = simulated(300, seed=7)
+    np.savez(folder / "noisy.npz", theta=theta, x=x + 0.75**0.5 * np.random.default_rng(8).normal(size=x.shape))
+    options = ("--draws", 100, "--posterior-samples", 50, "--out", "noisy.html")
+    out = run("check", "runs/sims", "--simulations", "noisy.npz", *options, cwd=folder, code=3).stdout
+    assert out.startswith("100 of the 300 simulations in 'noisy.npz'")
+    assert "a, b are too narrow" in out
+    assert "Faults found in the posterior" in (folder / "noisy.html").read_text()
+
+
+@pytest.mark.usefixtures("model")
+def test_what_cannot_be_checked_is_told_in_one_line(folder):
+    def told(*arguments: object) -> str:
+        return error_line("check", "runs/sims", *arguments, cwd=folder)
+
+    few = ("--draws", 20, "--posterior-samples", 20)
+    assert "must be module:function" in told("--simulator", "own_model")
+    assert "ModuleNotFoundError" in told("--simulator", "no_model:simulate")
+    assert "has no 'simulat'" in told("--simulator", "own_model:simulat")
+    assert "is a int" in told("--simulator", "own_model:number")
+    assert "x has 4 values a row; training had 2" in told("--simulator", "own_model:other", *few)
+    assert "--draws is 5" in told("--draws", 5)
+    assert "--posterior-samples is 5" in told("--posterior-samples", 5)
+    assert "does not exist" in told("--simulations", "nowhere.npz")
+    theta, x = simulated(30)
+    np.savez(folder / "narrow.npz", theta=theta, x=x[:, :1])
+    assert "x has 1 values a row; training had 2" in told("--simulations", "narrow.npz", *few)
+    np.savez(folder / "single.npz", theta=theta[:5], x=x[:5])
+    assert "holds 5 simulations; a check needs 20" in told("--simulations", "single.npz")
+    Posterior.load(folder / "runs/sims").save(folder / "moved")
+    assert "has no held_out.npz" in error_line("check", "moved", cwd=folder)
+    with mock.patch.dict(sys.modules, {"sbi": None, "sbi.diagnostics": None}):
+        assert "pip install 'edmund[sbi]'" in error_line("check", "runs/sims", *few, cwd=folder)

@@ -163,3 +163,39 @@ def benchmark(
         workers=workers,
         device=device,
     )
+
+
+@app.command()
+def check(
+    run: Run,
+    simulations: Annotated[
+        Path | None,
+        typer.Option(
+            help="Simulations that it was not trained on, as `fit` reads them. [default: the held-out ones in RUN, or "
+            "fresh ones of --simulator]",
+            show_default=False,
+        ),
+    ] = None,
+    simulator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="The simulator, theta [B, D] -> x [B, ...]: the predictions are checked too.",
+            show_default=False,
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Simulations to check with, at most.")] = 500,
+    posterior_samples: Annotated[int, typer.Option(help="Posterior samples for each.")] = 200,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write. [default: check.html in RUN]", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Check whether the posterior can be trusted: SBC, TARP, coverage and predictions, as an HTML page and in words.
+
+    The exit code is 0 if no test fails, and 3 if the posterior is not calibrated.
+    """
+    from edmund.cli.sbi import check as command
+
+    command.run(run, simulations, simulator, draws, posterior_samples, out, seed=seed, device=device)
