@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from edmund.cli import main
-from edmund.sbi import Posterior
+from edmund.cli.sbi._files import read_simulations
+from edmund.sbi import Posterior, prior_from_yaml, simulate
 
 PRIOR = """
 parameters:
@@ -138,6 +139,33 @@ def test_fit_reads_a_folder_of_arrays_and_a_zarr_group_alike(folder):
     assert found[0] == found[-1]
 
 
+def test_fit_reads_the_folder_of_a_finished_simulate(folder):
+    prior = prior_from_yaml(folder / "prior.yaml")
+
+    def simulator(theta: torch.Tensor) -> torch.Tensor:
+        x = theta + NOISE * torch.randn_like(theta)
+        x[theta[:, 0] > 1.5] = torch.nan
+        return x
+
+    with pytest.warns(UserWarning, match="failed and are kept aside"):
+        done = simulate(simulator, prior, 120, batch=50, directory=folder / "simulated", progress=False)
+    theta, x = read_simulations("SIMS", folder / "simulated")
+    np.testing.assert_array_equal(theta, done.theta)
+    np.testing.assert_array_equal(x, done.x)
+    (folder / "simulated/batch-000001.npz").unlink()
+    line = error_line("fit", "simulated", "--prior", "prior.yaml", "--out", "never", cwd=folder)
+    assert "holds 70 of 120 simulations" in line
+
+
+def test_an_interrupted_fit_ends_with_the_signals_code_and_the_same_command_goes_on(folder):
+    again = ("fit", "sims.npz", "--prior", "prior.yaml", "--out", "stopped", "--samples", 2000, "--no-learn-simulator")
+    with mock.patch("edmund.sbi.NPSE.train", side_effect=KeyboardInterrupt("SIGTERM")):
+        run(*again, cwd=folder, code=143)
+    assert not (folder / "stopped/posterior.json").exists()
+    run(*again, cwd=folder)
+    assert (folder / "stopped/posterior.json").is_file()
+
+
 def test_what_is_no_simulations_is_told_in_one_line(folder):
     theta, x = simulated(100)
 
@@ -188,6 +216,14 @@ def test_draws_of_one_observation(folder):
     np.testing.assert_allclose(rows, library.numpy(), atol=1e-5)
 
 
+def test_the_picture_has_the_parameters_names(folder):
+    with mock.patch("edmund.plots.save", side_effect=lambda figure, path: path) as save:
+        run("sample", "runs/sims", "--x", "one.csv", "-n", 20, "--plot", "named.png", cwd=folder)
+    panels = save.call_args.args[0].axes
+    assert [panel.get_xlabel() for panel in panels if panel.get_visible()] == ["", "a", "b"]
+    assert [panel.get_ylabel() for panel in panels if panel.get_visible()] == ["", "b", ""]
+
+
 def test_draws_of_many_observations_and_of_all_together(folder):
     run("sample", "runs/sims", "--x", "three.csv", "-n", 100, "--seed", 3, "--out", "three.csv.csv", cwd=folder)
     names, rows = table(folder / "three.csv.csv")
@@ -200,11 +236,11 @@ def test_draws_of_many_observations_and_of_all_together(folder):
     with np.load(folder / "three.npz", allow_pickle=False) as file:
         assert file["names"].tolist() == ["a", "b"]
         np.testing.assert_allclose(file["theta"], library.numpy(), atol=1e-5)
-    run("sample", "runs/sims", "--x", "three.csv", "--iid", "-n", 500, "--out", "all.npz", cwd=folder)
+    run("sample", "runs/sims", "--x", "three.csv", "--iid", "-n", 200, "--out", "all.npz", cwd=folder)
     with np.load(folder / "all.npz", allow_pickle=False) as file:
         theta = file["theta"]
     # Precision 1 + 3 / 0.25 of a, whose mean is 4 * (0.4 - 1.2 + 0.5) / 13.
-    assert theta.shape == (500, 2)
+    assert theta.shape == (200, 2)
     assert theta[:, 0].mean() == pytest.approx(-0.092, abs=0.15)
     assert theta[:, 0].std() == pytest.approx(13**-0.5, rel=0.35)
 
@@ -279,7 +315,7 @@ def model(folder):
 
 @pytest.mark.usefixtures("model")
 def test_a_check_on_the_held_out_simulations(folder):
-    lines = run("check", "runs/sims", "--posterior-samples", 50, cwd=folder).stdout.splitlines()
+    lines = run("check", "runs/sims", "--posterior-samples", 25, cwd=folder).stdout.splitlines()
     assert lines[0].startswith("200 of the 200 simulations that were held out of training. They chose when it stopped")
     assert lines[1].startswith("Posterior: Calibrated, as far as can be seen")
     assert lines[-1] == "runs/sims/check.html"
@@ -289,9 +325,9 @@ def test_a_check_on_the_held_out_simulations(folder):
 
 @pytest.mark.usefixtures("model")
 def test_a_check_with_a_simulator_tests_predictions(folder):
-    options = ("--draws", 150, "--posterior-samples", 50, "--out", "pages/fresh.html")
+    options = ("--draws", 100, "--posterior-samples", 25, "--out", "pages/fresh.html")
     out = run("check", "runs/sims", "--simulator", "own_model:simulate", *options, cwd=folder).stdout
-    assert out.startswith("150 fresh simulations")
+    assert out.startswith("100 fresh simulations")
     assert "Predictions: Calibrated" in out
     assert "No fault found in its predictions" in (folder / "pages/fresh.html").read_text()
 
@@ -301,7 +337,7 @@ def test_the_exit_code_tells_a_posterior_that_is_not_calibrated(folder):
     """Of another simulator, twice as noisy, the posterior is too narrow."""
     theta, x = simulated(300, seed=7)
     np.savez(folder / "noisy.npz", theta=theta, x=x + 0.75**0.5 * np.random.default_rng(8).normal(size=x.shape))
-    options = ("--draws", 100, "--posterior-samples", 50, "--out", "noisy.html")
+    options = ("--draws", 100, "--posterior-samples", 25, "--out", "noisy.html")
     out = run("check", "runs/sims", "--simulations", "noisy.npz", *options, cwd=folder, code=3).stdout
     assert out.startswith("100 of the 300 simulations in 'noisy.npz'")
     assert "a, b are too narrow" in out

@@ -105,10 +105,10 @@ def _table(result: CheckResult) -> str:
     for name in result.names:
         cells = [
             f"<td>{_text(name)}</td>",
-            f"<td>{found.bias[name]:+.2f}</td>",
+            f"<td>{round(found.bias[name], 2) + 0.0:.2f}</td>",
             f"<td>{found.width[name]:.2f}</td>",
-            f"<td>{100 * found.outside[name]:.2g} %</td>",
-            f"<td>{result.spread[name]:.2g}</td>",
+            f"<td>{100 * found.outside[name]:.1f} %</td>",
+            f"<td>{result.spread[name]:.2f}</td>",
             *(_p_cell(found.corrected[test][name], found.level) for test in tests),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")

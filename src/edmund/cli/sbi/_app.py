@@ -35,7 +35,7 @@ def fit(
         typer.Argument(
             metavar="SIMS",
             help="An .npz with the arrays theta [N, D] and x [N, ...]; a folder with theta.npy and x.npy, which are "
-            "read as needed; or a Zarr group with the two.",
+            "read as needed; a Zarr group with the two; or the folder of edmund.sbi.simulate.",
             show_default=False,
         ),
     ],

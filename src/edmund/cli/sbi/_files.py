@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 import zlib
@@ -17,7 +18,9 @@ _UNREADABLE = (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, 
 
 
 def read_simulations(argument: str, path: Path) -> tuple[Any, Any]:
-    """theta [N, D] and x [N, *] of an .npz, a folder with theta.npy and x.npy (which are mapped), or a Zarr group."""
+    """theta [N, D] and x [N, *] of an .npz, a folder with theta.npy and x.npy (which are mapped), a Zarr group, or the
+    folder of a finished `edmund.sbi.simulate`.
+    """
     if not path.exists():
         raise InputError(f"{argument}: {str(path)!r} does not exist")
     if path.is_dir():
@@ -26,9 +29,11 @@ def read_simulations(argument: str, path: Path) -> tuple[Any, Any]:
             return theta, x
         if any((path / name).is_file() for name in (".zgroup", "zarr.json")):
             return _zarr(argument, path)
+        if (path / "manifest.json").is_file():
+            return _simulated(argument, path)
         raise InputError(
-            f"{argument}: the folder {str(path)!r} holds no simulations; they are theta.npy and x.npy, or a Zarr group "
-            "with theta and x"
+            f"{argument}: the folder {str(path)!r} holds no simulations; they are theta.npy and x.npy, a Zarr group "
+            "with theta and x, or what edmund.sbi.simulate wrote"
         )
     if path.suffix.lower() != ".npz":
         raise InputError(
@@ -119,6 +124,27 @@ def _zarr(argument: str, path: Path) -> tuple[Any, Any]:
         raise InputError(f"{argument}: {str(path)!r} is not a Zarr group that can be read: {_line(error)}") from None
     _check_names(argument, path, names)
     return group["theta"], group["x"]
+
+
+def _simulated(argument: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All that succeeded of the batches of `simulate`, in the order of their draws."""
+    thetas, xs, seen = [], [], 0
+    try:
+        total = int(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["n"])
+        for batch in sorted(path.glob("batch-*.npz")):
+            with np.load(batch, allow_pickle=False) as file:
+                seen += len(file["rows"]) + len(file["failed_rows"])
+                if len(file["rows"]):
+                    thetas.append(file["theta"])
+                    xs.append(file["x"])
+    except (*_UNREADABLE, KeyError, TypeError) as error:
+        raise InputError(f"{argument}: {str(path)!r} is not a folder of simulate: {_line(error)}") from None
+    if seen != total or not thetas:
+        raise InputError(
+            f"{argument}: {str(path)!r} holds {seen} of {total} simulations, {sum(map(len, thetas))} of which "
+            "succeeded; the call of simulate that wrote it goes on"
+        )
+    return np.concatenate(thetas), np.concatenate(xs)
 
 
 def _check_names(argument: str, path: Path, names: list[str]) -> None:

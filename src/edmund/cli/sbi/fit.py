@@ -59,9 +59,11 @@ def run(
                     inference.train(directory=folder / _TRAINING, validation_fraction=fraction, seed=seed, **effort)
             except InputError:
                 if fresh and not (folder / _TRAINING).is_dir():
-                    (folder / _MANIFEST).unlink()
+                    (folder / _MANIFEST).unlink(missing_ok=True)
                 raise
-            _stop_if_interrupted(inference)
+            except KeyboardInterrupt as stopped:  # the trainer has said so, and by which signal
+                name = stopped.args[0] if stopped.args else Signals.SIGINT.name
+                sys.exit(128 + Signals[name])
             _keep(held_out, folder / HELD_OUT)
             inference.build_posterior().save(folder)
     say(f"{folder}: the posterior of {', '.join(known.names or ())}; {len(held_out)} held-out simulations beside it")
@@ -94,12 +96,6 @@ def _open(folder: Path, manifest: dict[str, Any]) -> bool:
     make_folder(folder)
     write_atomically(path, json.dumps(manifest, indent=1) + "\n")
     return True
-
-
-def _stop_if_interrupted(inference: NPSE) -> None:
-    result = inference.result
-    if result is not None and result.interrupted is not None:  # the trainer has said so
-        sys.exit(128 + Signals[result.interrupted])
 
 
 def _keep(data: SimulationData, path: Path) -> None:
