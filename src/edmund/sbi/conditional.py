@@ -67,6 +67,8 @@ def train_conditional(
 ) -> tuple[Model, TrainingResult]:
     """The model of p(y | x), with y in the data's units and the folder of its run.
 
+    Raises KeyboardInterrupt where a signal ended the run: what was trained is saved, and the same call goes on.
+
     train, validation: y [D] with the condition "observation". transform: y to unbounded space; what the model works in
     is that space, whitened about the location. fitted_on: the data that statistics are taken of; None: train.
     """
@@ -90,6 +92,8 @@ def train_conditional(
     result = Trainer(
         model, train, directory, validation=validation, options=options, progress=progress, device=device
     ).run()
+    if result.interrupted is not None:
+        raise KeyboardInterrupt(result.interrupted)
     model.denoiser.eval()
     return model, result
 

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from edmund.progress import track
+from edmund.sbi.seeding import seeded
 
 _WIDTH = 128
 _STEPS, _WARM_UP = 3000, 100
 _BATCH = 512
 _LR = 1e-3
 _WEIGHT_DECAY = 0.01
-_CHECK = 200
-"""Steps between two looks at the validation set."""
+_CHECK, _PATIENCE = 200, 800
+"""Steps between two looks at the validation set, and without a better one until it is left at that."""
 _AVERAGE = 0.99
 
 
@@ -78,12 +79,11 @@ def fit_gaussian(
     """The regression of (z [N, D], s [N, F]), of the average weights with the best validation loss."""
     generator = torch.Generator().manual_seed(seed)
     z, s = train
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of the initial weights: modules know the global stream alone
+    with seeded(seed):  # of the first weights, which come from the global stream
         network = GaussianRegression(z.shape[1], s.shape[1])
     average, best = copy.deepcopy(network), copy.deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=_WEIGHT_DECAY)
-    lowest = math.inf
+    lowest, found_at = math.inf, 0
     with track(_STEPS, "fitting a Gaussian to the simulator", enabled=progress) as bar:
         for step in range(_STEPS):
             rows = torch.randint(len(z), (_BATCH,), generator=generator)
@@ -101,8 +101,10 @@ def fit_gaussian(
                 if (step + 1) % _CHECK == 0:
                     held_out = float(average.loss(*validation))
                     if held_out < lowest:
-                        lowest, best = held_out, copy.deepcopy(average)
+                        lowest, best, found_at = held_out, copy.deepcopy(average), step
             bar.advance()
+            if step - found_at >= _PATIENCE:
+                break
     return best.eval()
 
 

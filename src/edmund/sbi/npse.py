@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from edmund.sbi.conditional import Effort, Mapped, train_conditional
 from edmund.sbi.network import BODIES, ConditionalNetwork
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
+from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import Simulations
 from edmund.sbi.surrogate import Enlarged, LearnedSimulator
 from edmund.training import TrainingResult
@@ -114,16 +116,15 @@ class NPSE:
         decides. validation_fraction: of the simulations, held out (at most 2000). directory: of the runs, from which
         the same call goes on when it was interrupted; None: a temporary one.
 
-        Raises InputError for too few simulations, and for what the options of training refuse.
+        Raises InputError for too few simulations, and for what the options of training refuse; KeyboardInterrupt where
+        a signal ended it, what was trained being saved in `directory`.
         """
         size = len(self.simulations)
         fraction = min(validation_fraction, 2000 / size) if size else validation_fraction
         train, validation = self.simulations.split(fraction, seed)
         plan = self._plan(size, samples, batch_size, lr, learn_simulator)
         if progress:
-            print(
-                f"NPSE: {size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}", flush=True
-            )
+            _say(f"{size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}")
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             self._model, self.result = self._train(train, validation, plan, folder, seed, progress)
@@ -143,13 +144,14 @@ class NPSE:
         if plan.drawn:
             sets["enlarged"] = self._enlarged(train, validation, plan, folder / "simulator", seed, progress)
         for name, data in sets.items():
-            network = ConditionalNetwork(
-                self.prior.dim,
-                self.simulations.x_shape or (),
-                body=plan.body,
-                embedding=self.embedding,
-                mask=self.simulations.nan == "mask",
-            )
+            with seeded(seed):  # of the first weights, which come from the global stream
+                network = ConditionalNetwork(
+                    self.prior.dim,
+                    self.simulations.x_shape or (),
+                    body=plan.body,
+                    embedding=self.embedding,
+                    mask=self.simulations.nan == "mask",
+                )
             model, result = train_conditional(
                 Mapped(data, self._inward),
                 Mapped(validation, self._inward),
@@ -165,10 +167,9 @@ class NPSE:
             )
             loss = result.best_validation_loss
             if progress:
-                print(
-                    f"NPSE: trained on {name}: held-out loss {loss:.5g} after {result.best_samples_seen} samples "
-                    f"({count_parameters(network)} parameters, {result.seconds:.0f} s)",
-                    flush=True,
+                _say(
+                    f"trained on {name}: held-out loss {loss:.5g} after {result.best_samples_seen} samples "
+                    f"({count_parameters(network)} parameters, {result.seconds:.0f} s)"
                 )
             found.append((float("inf") if loss is None else loss, model, result))
         return min(found, key=lambda each: each[0])[1:]
@@ -228,6 +229,10 @@ _TRANSFORMER = {"type": "transformer", "channels": 64, "blocks": 4}
 def _mlp(size: int) -> dict[str, Any]:
     """The MLP for that many simulations."""
     return {"type": "mlp", "channels": 160 if size <= 30_000 else 192, "blocks": 4, "dropout": 0.0}
+
+
+def _say(text: str) -> None:
+    print(f"NPSE: {text}", file=sys.stderr, flush=True)
 
 
 def _resolve(formulation: str | Formulation) -> Formulation:

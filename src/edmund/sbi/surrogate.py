@@ -26,6 +26,7 @@ from edmund.sbi.conditional import Effort, Mapped, passes, train_conditional
 from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.priors import Prior
+from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import CONDITION
 from edmund.sbi.standardise import Standardise
 
@@ -69,7 +70,8 @@ class LearnedSimulator:
         spaces = [Mapped(data, lambda theta, x: (prior.to_model(theta), standard(x))) for data in (train, validation)]
         gaussian = fit_gaussian(_whole(spaces[0]), _whole(spaces[1]), seed=seed, progress=progress)
         white = [Mapped(data, lambda z, s: (gaussian.whiten(z, s), z)) for data in spaces]
-        network = ConditionalNetwork(gaussian.features, (prior.dim,), body=body)
+        with seeded(seed):
+            network = ConditionalNetwork(gaussian.features, (prior.dim,), body=body)
         model, _ = train_conditional(
             white[0], white[1], network, formulation, effort, directory, seed=seed, device=device, progress=progress
         )
