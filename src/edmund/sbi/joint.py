@@ -17,6 +17,7 @@ import copy
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -270,7 +271,7 @@ class JointEstimator:
         directory: str | os.PathLike[str] | None = None,
         samples: int | None = None,
         batch_size: int | None = None,
-        lr: float = 2e-3,
+        lr: float = 1e-3,
         validation_fraction: float = 0.1,
         seed: int = 0,
         progress: bool = True,
@@ -282,7 +283,8 @@ class JointEstimator:
         the run, from which the same call goes on when it was interrupted; None: a temporary one.
 
         Raises InputError for too few simulations, x that are no vectors, a graph of another size or with a directed
-        cycle, and for what the options of training refuse.
+        cycle, and for what the options of training refuse; KeyboardInterrupt where a signal ended the run: what was
+        trained is saved, and the same call goes on.
         """
         size = len(self.simulations)
         fraction = min(validation_fraction, 4000 / size) if size else validation_fraction
@@ -300,10 +302,9 @@ class JointEstimator:
         seen = check_count("samples", samples) if samples is not None else min(max(200 * size, 1_000_000), 2_000_000)
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(256, max(64, size // 4))
         if progress:
-            print(
-                f"JointEstimator: {size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; "
-                f"{count_parameters(network)} parameters; {seen} samples in batches of {batch}",
-                flush=True,
+            _say(
+                f"{size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; {count_parameters(network)} "
+                f"parameters; {seen} samples in batches of {batch}"
             )
         with tempfile.TemporaryDirectory() as temporary:
             self.result = Trainer(
@@ -315,15 +316,16 @@ class JointEstimator:
                 progress=progress,
                 device=self.device,
             ).run()
+        if self.result.interrupted is not None:
+            raise KeyboardInterrupt(self.result.interrupted)
         without, gain, error = held_out_gain(model, validation, seed)
         if gain < _ERRORS * error:
             network.silence()
         if progress:
             kept = "kept" if gain >= _ERRORS * error else "left out: the model is the Gaussian of the data's moments"
-            print(
-                f"JointEstimator: held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by "
-                f"the network, which is {kept}",
-                flush=True,
+            _say(
+                f"held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by the network, which is "
+                f"{kept}"
             )
         self._model = model
         return self
@@ -502,6 +504,10 @@ class JointEstimator:
         if both:
             raise InputError(f"asked is {asked!r}; column {both[0]} is given")
         return wanted
+
+
+def _say(text: str) -> None:
+    print(f"JointEstimator: {text}", file=sys.stderr, flush=True)
 
 
 def _rows(argument: str, value: Any, width: int) -> Tensor:
