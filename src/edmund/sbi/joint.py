@@ -303,8 +303,8 @@ class JointEstimator:
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(256, max(64, size // 4))
         if progress:
             _say(
-                f"{size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; {count_parameters(network)} "
-                f"parameters; {seen} samples in batches of {batch}"
+                f"{size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; "
+                f"{count_parameters(network)} weights; {seen} samples in batches of {batch}"
             )
         with tempfile.TemporaryDirectory() as temporary:
             self.result = Trainer(
@@ -324,8 +324,8 @@ class JointEstimator:
         if progress:
             kept = "kept" if gain >= _ERRORS * error else "left out: the model is the Gaussian of the data's moments"
             _say(
-                f"held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by the network, which is "
-                f"{kept}"
+                f"held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by the network, "
+                f"which is {kept}"
             )
         self._model = model
         return self
