@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, MultivariateNormal, Normal, Uniform
+from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, Uniform
 from torch.utils.data import DataLoader, TensorDataset
 
 from edmund.errors import InputError
@@ -135,6 +135,17 @@ def test_the_transformer_and_a_module_of_ones_own() -> None:
         assert ((theta.mean(0) - law.mean).abs() < 0.3 * law.variance.sqrt()).all()
 
 
+def test_priors_without_a_normal_space_can_be_composed() -> None:
+    prior = [Gamma(3.0, 1.0), Normal(0.0, 1.0)]
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.stack([Gamma(3.0, 1.0).sample((2000,)), torch.randn(2000, generator=generator)], 1)
+    x = theta.sum(1, keepdim=True) + torch.randn(2000, 2, generator=generator)
+    inference = NPSE(prior).append_simulations(theta, x)
+    posterior = inference.train(samples=20_000, learn_simulator=False, progress=False).build_posterior()
+    drawn = posterior.sample_iid((100,), x=x[:3])
+    assert (drawn[:, 0] > 0).all() and drawn.isfinite().all()
+
+
 def test_no_draw_leaves_the_support() -> None:
     prior = Independent(Uniform(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 1.0])), 1)
     theta = prior.sample((1000,))
@@ -172,6 +183,8 @@ def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
         progress=False,
     )
     drawn_theta, drawn = simulator.simulate(4000, 1, progress=False)
+    assert len(drawn) > 3950
+    assert drawn[:, 0].abs().max() < 1.5 * x[:, 0].abs().max()
     assert torch.equal(drawn[:, 1], drawn[:, 1].round())
     white = drawn[:, 0] * (-2 * drawn_theta[:, 0]).exp()
     bulk = drawn_theta[:, 0].abs() < 1.5

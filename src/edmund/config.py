@@ -85,6 +85,7 @@ _DECIDED_BY_DATA = frozenset(
     (
         "in_channels",
         "features",
+        "variables",
         "out_channels",
         "out_features",
         "resolution",
@@ -492,6 +493,7 @@ def _decided_by_data(network: Mapping[str, Any], train: DataSet) -> dict[str, An
     return {
         "in_channels": shape[0],
         "features": shape[0],
+        "variables": shape[0],
         "label_dim": train.num_classes,
         "resolution": shape[1] if len(shape) == 3 else None,
         "dimensions": len(shape) - 1,
@@ -501,7 +503,7 @@ def _decided_by_data(network: Mapping[str, Any], train: DataSet) -> dict[str, An
 def _takes(name: str) -> dict[int, str]:
     """The samples that a network takes, by their number of axes."""
     names = _names(networks.registry()[name])
-    if "features" in names:
+    if {"features", "variables"} & set(names):
         return {1: "vectors [D]"}
     fields = {3: "images and fields [C, H, W]"}
     return {2: "sequences [C, L]"} | fields if "dimensions" in names else fields

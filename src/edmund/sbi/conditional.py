@@ -61,6 +61,7 @@ def train_conditional(
     *,
     transform: Transform | None = None,
     fitted_on: DataSet | None = None,
+    diagonal: bool = False,
     seed: int,
     device: torch.device | str | None,
     progress: bool,
@@ -71,6 +72,7 @@ def train_conditional(
 
     train, validation: y [D] with the condition "observation". transform: y to unbounded space; what the model works in
     is that space, whitened about the location. fitted_on: the data that statistics are taken of; None: train.
+    diagonal: see `regress`.
     """
     to_space = Identity() if transform is None else transform
     source = train if fitted_on is None else fitted_on
@@ -82,7 +84,7 @@ def train_conditional(
             for y, x in passes(data):
                 yield to_space.forward(y.double()), network.standardise(x)
 
-    linear = regress(pairs(source), pairs(validation))
+    linear = regress(pairs(source), pairs(validation), diagonal=diagonal)
     whiten = Whiten(torch.zeros(len(linear.bias)), linear.cholesky)
     inverse = torch.linalg.inv(whiten._factor(linear.bias))
     network.location_weight.copy_(inverse @ linear.weight)

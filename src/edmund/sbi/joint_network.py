@@ -63,8 +63,11 @@ class JointNetwork(nn.Module):
         mask = None
         if self.masked:
             none = torch.zeros(1, x.shape[1], dtype=torch.bool, device=x.device)
-            both = torch.broadcast_tensors(none if given is None else given, none if missing is None else missing)
-            mask = attention(self.graph, *both, len(self.tokens.blocks))
+            given_or, missing_or = none if given is None else given, none if missing is None else missing
+            rows = max(len(given_or), len(missing_or))
+            mask = attention(
+                self.graph, given_or.expand(rows, -1), missing_or.expand(rows, -1), len(self.tokens.blocks)
+            )
         out: Tensor = self.tokens(x, c_noise, given=given, missing=missing, attention=mask)
         return out
 

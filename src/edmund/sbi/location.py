@@ -8,7 +8,8 @@ but theta under the posterior. Regression of z on the standardised observation s
 The model works on w = L^-1 z, of which L^-1 (W s + b) is the location and r's whitened rest has unit variance: for a
 linear Gaussian simulator nothing is left to learn, and for any other the noise levels that training visits are those of
 its posterior's scale and not of its prior's. L is the same for all observations, so that posteriors of several can be
-composed in one space.
+composed in one space; and diagonal where the prior is not Gaussian in z, so that its parameters, which are independent
+there, are so in w too and its diffusion has a closed form.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ class Linear(NamedTuple):
     cholesky: Tensor
 
 
-def regress(train: Iterable[tuple[Tensor, Tensor]], validation: Iterable[tuple[Tensor, Tensor]]) -> Linear:
+def regress(
+    train: Iterable[tuple[Tensor, Tensor]], validation: Iterable[tuple[Tensor, Tensor]], *, diagonal: bool = False
+) -> Linear:
     """Least squares of z [n, D] on s [n, *], by one pass over batches (z, s) of each set.
 
     The ridge penalty is the one with the least squared error on the validation set, of `_RIDGES` or infinite (no
     dependence at all); the covariance is that of the training residuals, over their degrees of freedom. Observations of
-    more than 1024 numbers are not regressed on.
+    more than 1024 numbers are not regressed on. diagonal: of the covariance the variances alone are kept.
     """
     fitted, held_out = _Sums.of(train), _Sums.of(validation)
     best, error = fitted.constant(), float("inf")
@@ -52,6 +55,8 @@ def regress(train: Iterable[tuple[Tensor, Tensor]], validation: Iterable[tuple[T
             if found < error:
                 best, error = weight, found
     covariance = fitted.residual_covariance(best)
+    if diagonal:
+        covariance = covariance.diagonal().diag()
     values, vectors = torch.linalg.eigh(covariance)
     covariance = (vectors * values.clamp(min=_LEAST * float(values.max()))) @ vectors.mT
     return Linear(best[:-1].mT.contiguous(), best[-1].contiguous(), torch.linalg.cholesky(covariance))

@@ -161,6 +161,7 @@ class NPSE:
                 folder / name,
                 transform=self.prior.transform,
                 fitted_on=Mapped(train, self._inward),
+                diagonal=not self.prior.gaussian,
                 seed=seed,
                 device=self.device,
                 progress=progress,

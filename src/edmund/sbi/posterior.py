@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edmund import model as models
-from edmund import samplers
+from edmund import noise, samplers
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count
 from edmund.likelihood import log_prob
@@ -26,6 +26,8 @@ from edmund.sbi.priors import Prior
 
 FILE = "posterior.json"
 _FORMAT = 1
+_START = 1 << 41
+"""The stream of a key that a composition's start is drawn from; samplers draw from none so far out."""
 _ROWS = 1 << 15
 """Rows that go through the network at once."""
 _MODE_LEVELS = (0.3, 0.1, 0.03)
@@ -173,6 +175,7 @@ class Posterior:
             (n, self.prior.dim),
             sampler=default[0] if sampler is None else sampler,
             num_steps=default[1] if num_steps is None else num_steps,
+            latents=self._latents(x, n, seed),
             seeds=_seeds(seed, n),
             batch_size=batch_size,
             progress=show_progress_bars,
@@ -199,6 +202,12 @@ class Posterior:
             new_prior=None if prior is None else prior_denoiser(Prior.of(prior), space),
             beta=1 / temperature,
         ).to(self._device)
+
+    def _latents(self, x: Any, n: int, seed: int) -> Tensor:
+        """Unit normals [n, D] moved so that at sigma_max they lie around the mean of the locations, as the data do."""
+        location = self._context(self._many(x))[:, : self.prior.dim].mean(0).cpu().double()
+        normals = noise.normal(noise.keys(seed, torch.arange(n)), (self.prior.dim,), _START)
+        return normals + location / self.model.formulation.sigma_max
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes the posterior's folder: a model's, and `posterior.json` with the prior and the network's arguments."""
@@ -259,17 +268,21 @@ class Posterior:
         batch_size: int | None,
         progress: bool,
     ) -> Tensor:
-        w = sample(
+        # A solver starts from noise around 0, and the posterior's lies around its location, which may be far from there
+        # in posterior stds: what is sampled is w - location.
+        location, features = context[:, : self.prior.dim], context[:, self.prior.dim :]
+        centred = sample(
             self.model.denoiser,
             (n, self.prior.dim),
-            condition={"context": context},
+            condition={"context": torch.cat([torch.zeros_like(location), features], 1)},
             seeds=_seeds(seed, n),
             sampler=sampler,
             num_steps=num_steps,
             batch_size=_ROWS if batch_size is None else batch_size,
             progress=progress,
         )
-        assert isinstance(w, Tensor)
+        assert isinstance(centred, Tensor)
+        w: Tensor = centred + location.to(centred)
         return w
 
     def _to_user(self, w: Tensor) -> Tensor:

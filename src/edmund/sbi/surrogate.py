@@ -80,7 +80,11 @@ class LearnedSimulator:
         return made
 
     def simulate(self, n: int, seed: int, progress: bool) -> tuple[Tensor, Tensor]:
-        """(theta [n, D], x [n, *x_shape]), float32: parameters from the prior, and what the model draws for them."""
+        """(theta [m, D], x [m, *x_shape]), float32: parameters from the prior, and what the model draws for them.
+
+        A model's density has tails that the simulator need not have: of the n draws those are left out that lie more
+        than a standard deviation outside the range of the simulations.
+        """
         theta = self.prior.sample(n, seed)
         drawn = []
         with track(n, "drawing simulations", enabled=progress) as bar:
@@ -88,7 +92,16 @@ class LearnedSimulator:
                 rows = theta[start : start + _ROWS]
                 drawn.append(self._draw(rows, (seed << 32) + start))
                 bar.advance(len(rows))
-        return theta, torch.cat(drawn)
+        x = torch.cat(drawn)
+        within = self._within(x)
+        return theta[within], x[within]
+
+    def _within(self, x: Tensor) -> Tensor:
+        low, high = self.standard(torch.stack([self.standard.low, self.standard.high]))
+        s = self.standard(x)
+        # NaN and infinities are in no range.
+        within: Tensor = ((s >= low - 1) & (s <= high + 1)).all(1)
+        return within
 
     @torch.no_grad()
     def _draw(self, theta: Tensor, first_seed: int) -> Tensor:
