@@ -359,3 +359,21 @@ def test_ctrl_c_with_workers(tmp_path: Path) -> None:
 
     resumed = simulate(quick, PRIOR, 500, batch=5, directory=tmp_path / "run")
     assert same(resumed, simulate(quick, PRIOR, 500, batch=5))
+
+
+def test_nan_that_means_missing_is_kept() -> None:
+    def simulator(theta: torch.Tensor) -> torch.Tensor:
+        x = theta.repeat(1, 3)
+        x[theta[:, 0] > 0, 1] = torch.nan
+        x[theta[:, 0] > 1] = torch.nan
+        x[theta[:, 0] < -1, 2] = torch.inf
+        return x
+
+    with pytest.warns(UserWarning, match="failed"):
+        done = simulate(simulator, D.Normal(0.0, 1.0), 500, nan="mask", progress=False)
+    assert (done.theta[:, 0].abs() <= 1).all()
+    assert torch.equal(done.x[:, 1].isnan(), done.theta[:, 0] > 0)
+    kinds = {failure.message for failure in done.failures}
+    assert kinds == {"not finite: 3 of 3 values are NaN", "not finite: 1 of 3 values are infinite"}
+    with pytest.raises(InputError, match="nan is 'keep'"):
+        simulate(simulator, D.Normal(0.0, 1.0), 500, nan="keep")  # type: ignore[arg-type]

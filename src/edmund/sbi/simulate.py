@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import joblib
 import torch
@@ -75,6 +75,7 @@ def simulate(
     workers: int | None = None,
     batch: int | None = None,
     seed: int = 0,
+    nan: Literal["refuse", "mask"] = "refuse",
     directory: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SimulationResult:
@@ -88,7 +89,8 @@ def simulate(
     draws.
 
     When the simulator raises an exception, the rows of its batch are tried one by one. Rows that still raise, and rows
-    with NaN or infinite values, are the result's `failures`, and a warning counts them.
+    with NaN or infinite values, are the result's `failures`, and a warning counts them. nan: "mask" takes NaN for a
+    value that is missing, as `NPSE(nan="mask")` does: then a row of NaN fails only if it holds nothing else.
 
     directory: a folder that gets each batch when it is finished; the same call goes on from there after an
     interruption, and a call with another prior, n, batch or seed is refused. The simulator is taken to be the same.
@@ -103,6 +105,8 @@ def simulate(
     """
     if not callable(simulator):
         raise InputError(f"simulator is {simulator!r}; it must be a function of theta [B, D] that returns x [B, ...]")
+    if nan not in ("refuse", "mask"):
+        raise InputError(f"nan is {nan!r}; it must be 'refuse' or 'mask'")
     check_count("n", n)
     check_count("seed", seed, least=0)
     if workers is not None and workers != -1:
@@ -115,14 +119,15 @@ def simulate(
     store = None
     done: set[int] = set()
     if directory is not None:
-        store = Store.open(Path(directory), {"seed": seed, "n": n, "batch": size, "prior": _fingerprint(theta)})
+        asked = {"seed": seed, "n": n, "batch": size, "nan": nan, "prior": _fingerprint(theta)}
+        store = Store.open(Path(directory), asked)
         for number in range(len(starts)):
             found = store.load(number)
             if found is not None:
                 collected.add(found)
                 done.add(number)
     jobs = (
-        Job(simulator, theta[start : start + size].clone(), start, seed_for(seed, number), number)
+        Job(simulator, theta[start : start + size].clone(), start, seed_for(seed, number), number, nan == "mask")
         for number, start in enumerate(starts)
         if number not in done
     )

@@ -36,13 +36,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Job:
-    """One batch on its way to a worker. start: the row of its first theta."""
+    """One batch on its way to a worker. start: the row of its first theta. missing: NaN in x is missing."""
 
     simulator: Simulator
     theta: Tensor
     start: int
     seed: int
     number: int
+    missing: bool = False
 
     def run(self) -> Batch | InputError:
         """An InputError travels as a value: raised in a worker it would come out as the text of a traceback."""
@@ -53,7 +54,7 @@ class Job:
 
     def _run(self) -> Batch:
         x, message = self._call(self.theta, self.seed)
-        if x is not None and np.isfinite(x).all():
+        if x is not None and not self._bad(x).any():
             return Batch(self.number, np.arange(self.start, self.start + len(x)), x, [], x.shape[1:])
         if x is not None:
             return self._sorted(list(x), [""] * len(x))
@@ -76,14 +77,25 @@ class Job:
                 return None, one_line(f"{type(error).__name__}: {error}")
         return _checked(x, theta), ""
 
+    def _bad(self, x: Floats) -> NDArray[np.bool_]:
+        """The values of rows [B, *] that make a failure of theirs; where NaN is missing, a row of nothing else."""
+        if not self.missing:
+            return ~np.isfinite(x)
+        nothing = np.isnan(x.reshape(len(x), -1)).all(1).reshape(-1, *[1] * (x.ndim - 1))
+        bad: NDArray[np.bool_] = np.isinf(x) | (np.isnan(x) & nothing)
+        return bad
+
+    def _kind(self, x: Floats) -> str:
+        return "infinite" if self.missing and np.isinf(x).any() else "NaN" if self.missing else "NaN or infinite"
+
     def _sorted(self, rows: list[Floats | None], messages: list[str]) -> Batch:
-        """The rows that are finite, and the failures."""
+        """The rows that can be used, and the failures."""
         kept: list[int] = []
         failures = []
         for offset, (x, message) in enumerate(zip(rows, messages, strict=True)):
-            bad = 0 if x is None else int((~np.isfinite(x)).sum())
+            bad = 0 if x is None else int(self._bad(x[None]).sum())
             if x is None or bad:
-                told = message if x is None else f"not finite: {bad} of {x.size} values are NaN or infinite"
+                told = message if x is None else f"not finite: {bad} of {x.size} values are {self._kind(x)}"
                 failures.append((self.start + offset, told, x))
             else:
                 kept.append(offset)
