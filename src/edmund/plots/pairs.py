@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,15 +24,20 @@ def pairs(
     real: Tensor | np.ndarray | None = None,
     *,
     features: int = 5,
+    names: Sequence[str] | None = None,
     title: str = "Samples",
 ) -> Figure:
     """Samples [N, D] over real data [M, D] if given: a scatter of each pair of the first `features`, histograms on the
     diagonal (as densities). Axes span the 0.5th to the 99.5th percentile of what is shown, widened by a tenth.
+    names: of the D features.
     """
     drawn = _points("samples", samples)
     other = None if real is None else _points("real", real)
     if other is not None and other.shape[1] != drawn.shape[1]:
         raise InputError(f"real has {other.shape[1]} features, samples have {drawn.shape[1]}")
+    if names is not None and len(names) != drawn.shape[1]:
+        raise InputError(f"names has {len(names)} names, samples have {drawn.shape[1]} features")
+    labels = [f"feature {k}" for k in range(drawn.shape[1])] if names is None else list(names)
     count = min(check_count("features", features), drawn.shape[1])
     sets = [(drawn, style.COLOURS[0], "samples")]
     if other is not None:
@@ -56,9 +62,9 @@ def pairs(
                         panel.set_ylim(*limits[row])
                 panel.set_xlim(*limits[column])
                 if row == count - 1:
-                    panel.set_xlabel(f"feature {column}")
+                    panel.set_xlabel(labels[column])
                 if column == 0 and row > 0:
-                    panel.set_ylabel(f"feature {row}")
+                    panel.set_ylabel(labels[row])
         axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1.05, 1.0))
         shown = "all features" if count == drawn.shape[1] else f"the first {count} of {drawn.shape[1]} features"
         style.describe(figure, title, f"At most {_POINTS} points of each; {shown}, in the data's units.")

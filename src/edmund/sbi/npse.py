@@ -22,7 +22,7 @@ from edmund.sbi.network import BODIES, ConditionalNetwork
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
 from edmund.sbi.seeding import seeded
-from edmund.sbi.simulations import Simulations
+from edmund.sbi.simulations import SimulationData, Simulations
 from edmund.sbi.surrogate import Enlarged, LearnedSimulator
 from edmund.training import TrainingResult
 
@@ -88,6 +88,8 @@ class NPSE:
         self.device = device
         self.simulations = Simulations(self.prior.dim, self.prior.accepts, nan=nan)
         self.result: TrainingResult | None = None
+        self.held_out: SimulationData | None = None
+        """The simulations that `train` did not train on."""
         self._model: Model | None = None
 
     def append_simulations(self, theta: Any, x: Any = None) -> NPSE:
@@ -122,6 +124,7 @@ class NPSE:
         size = len(self.simulations)
         fraction = min(validation_fraction, 2000 / size) if size else validation_fraction
         train, validation = self.simulations.split(fraction, seed)
+        self.held_out = validation
         plan = self._plan(size, samples, batch_size, lr, learn_simulator)
         if progress:
             _say(f"{size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}")

@@ -17,16 +17,12 @@ from edmund.cli.sbi._run import HELD_OUT, plain_warnings
 from edmund.errors import InputError
 from edmund.sbi import NPSE, Prior, prior_from_yaml
 from edmund.sbi import posterior as posteriors
-from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import CONDITION, SimulationData
 from edmund.training.fingerprint import check_same
 from edmund.training.output import write_atomically
 
 _MANIFEST = "fit.json"
 _TRAINING = "training"
-_FRACTION = 0.1
-_MOST = 2000
-"""Of the simulations, a tenth is held out, but no more than this."""
 _ROWS = 1 << 14
 
 
@@ -47,26 +43,24 @@ def run(
     inference = NPSE(known, device=pick_device(device), **options)
     with plain_warnings():
         inference.append_simulations(theta, x)
-        size = len(inference.simulations)
-        fraction = min(_FRACTION, _MOST / size)
-        held_out = inference.simulations.split(fraction, seed)[1]
         fresh = _open(folder, _manifest(known, inference.simulations.dataset(), {**options, **effort, "seed": seed}))
         if (folder / posteriors.FILE).is_file():
             say(f"{folder}: finished already")
         else:
             try:
-                with seeded(seed):  # of a network's first weights, which come from the global stream
-                    inference.train(directory=folder / _TRAINING, validation_fraction=fraction, seed=seed, **effort)
+                inference.train(directory=folder / _TRAINING, seed=seed, **effort)
             except InputError:
                 if fresh and not (folder / _TRAINING).is_dir():
                     (folder / _MANIFEST).unlink(missing_ok=True)
+                    folder.rmdir()
                 raise
             except KeyboardInterrupt as stopped:  # the trainer has said so, and by which signal
                 name = stopped.args[0] if stopped.args else Signals.SIGINT.name
                 sys.exit(128 + Signals[name])
-            _keep(held_out, folder / HELD_OUT)
+            assert inference.held_out is not None
+            _keep(inference.held_out, folder / HELD_OUT)
             inference.build_posterior().save(folder)
-    say(f"{folder}: the posterior of {', '.join(known.names or ())}; {len(held_out)} held-out simulations beside it")
+    say(f"{folder}: the posterior of {', '.join(known.names or ())}; the held-out simulations beside it")
     say(f"next: edmund sbi check {folder}   edmund sbi sample {folder} --x OBSERVATIONS.csv")
 
 

@@ -60,7 +60,7 @@ def run(
     say(str(path))
     if plot is not None:
         make_folder(plot.parent)
-        say(str(_picture(theta[:, 0], names, plot)))
+        say(str(plots.save(plots.pairs(theta[:, 0], names=names, title="Draws of the posterior"), plot)))
 
 
 def _draw(posterior: Posterior, x: Tensor, n: int, mode: bool, iid: bool, seed: int) -> Tensor:
@@ -102,12 +102,3 @@ def _print(theta: Tensor, names: list[str]) -> None:
     for k, name in enumerate(names):
         table.add_row(name, *(f"{float(column[k]):.4g}" for column in values.values()))
     console.print(table, markup=False)
-
-
-def _picture(theta: Tensor, names: list[str], path: Path) -> Path:
-    figure = plots.pairs(theta, title="Draws of the posterior")
-    labels = {f"feature {k}": name for k, name in enumerate(names)}
-    for axes in figure.axes:
-        axes.set_xlabel(labels.get(axes.get_xlabel(), ""))
-        axes.set_ylabel(labels.get(axes.get_ylabel(), ""))
-    return plots.save(figure, path)
