@@ -86,7 +86,7 @@ def train_conditional(
 
     linear = regress(pairs(source), pairs(validation), diagonal=diagonal)
     whiten = Whiten(torch.zeros(len(linear.bias)), linear.cholesky)
-    inverse = torch.linalg.inv(whiten._factor(linear.bias))
+    inverse = torch.linalg.inv(linear.cholesky)
     network.location_weight.copy_(inverse @ linear.weight)
     network.location_bias.copy_(inverse @ linear.bias)
     model = Model(network, formulation, Chain([to_space, whiten]), shape=(len(linear.bias),))

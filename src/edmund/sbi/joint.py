@@ -14,7 +14,6 @@ kept only if it lowers the held-out loss by more than chance does: what it adds 
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import sys
@@ -35,6 +34,7 @@ from edmund.likelihood import log_prob
 from edmund.model import Model, count_parameters
 from edmund.networks import TokenTransformer
 from edmund.sample import sample
+from edmund.sbi import saved
 from edmund.sbi.dependency import check_graph
 from edmund.sbi.joint_network import RIDGE, JointDenoiser, JointNetwork
 from edmund.sbi.joint_space import JointSpace, Names, named_columns
@@ -44,7 +44,6 @@ from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.training.objective import levels, normals
 
 FILE = "joint.json"
-_FORMAT = 1
 _ROWS = 1 << 14
 _P_STD = 1.6
 _ERRORS = 2.0
@@ -429,11 +428,7 @@ class JointEstimator:
         """Writes the folder of a model, and `joint.json` with the prior, the columns and the network's arguments."""
         model = self._trained()
         folder = model.save(directory)
-        content = {"format": _FORMAT, "space": self.space.config(), "network": model.network.config}
-        try:
-            (folder / FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise InputError(f"directory {str(folder)!r} cannot be written: {error.strerror or error}") from error
+        saved.write(folder, FILE, {"space": self.space.config(), "network": model.network.config})
         return folder
 
     @classmethod
@@ -441,19 +436,9 @@ class JointEstimator:
         cls, directory: str | os.PathLike[str], *, prior: Any = None, device: torch.device | str = "cpu"
     ) -> JointEstimator:
         """The estimator that `save` wrote, ready to sample. prior: for one of the user's own making."""
-        path = Path(directory) / FILE
-        if not path.is_file():
-            raise InputError(f"directory {str(directory)!r} holds no joint model: there is no {FILE} in it")
-        try:
-            content = json.loads(path.read_text())
-            if content["format"] != _FORMAT:
-                raise InputError(f"{path} is of format {content['format']!r}; this version reads {_FORMAT}")
+        with saved.reading(directory, FILE, "joint model") as content:
             space = JointSpace.from_config(content["space"], prior)
             tokens, graph = content["network"]["tokens"], content["network"]["graph"]
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is damaged: {error}") from error
         network = JointNetwork(TokenTransformer(**tokens), None if graph is None else check_graph(graph, space.dim))
         loaded = models.load(directory, network=network, device=device)
         size = {name: tokens[name] for name in ("channels", "blocks", "heads", "expansion", "dropout")}

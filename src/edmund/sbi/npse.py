@@ -26,8 +26,6 @@ from edmund.sbi.simulations import SimulationData, Simulations
 from edmund.sbi.surrogate import Enlarged, LearnedSimulator
 from edmund.training import TrainingResult
 
-FORMULATIONS = {"edm": "EDM", "vp": "VP", "ve": "VE", "flow": "Flow", "iddpm": "IDDPM", "cosine": "Cosine"}
-"""The formulations by name."""
 _P_STD = 1.6
 """Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
 _MOST_DRAWN = 64
@@ -240,17 +238,15 @@ def _say(text: str) -> None:
 
 
 def _resolve(formulation: str | Formulation) -> Formulation:
+    makers = {name.lower(): make for name, make in formulations.named().items()}
     if isinstance(formulation, str):
         name = formulation.lower()
-        if name not in FORMULATIONS:
-            raise unknown("formulation", formulation, FORMULATIONS)
+        if name not in makers:
+            raise unknown("formulation", formulation, makers)
         if name == "edm":
             return formulations.EDM(1.0, P_std=_P_STD)
-        found: Formulation = getattr(formulations, FORMULATIONS[name])()
-        formulation = found
+        formulation = makers[name]()
     if not isinstance(formulation, Formulation):
-        raise InputError(
-            f"formulation is {formulation!r}; it must be one of {', '.join(FORMULATIONS)} or a Formulation"
-        )
+        raise InputError(f"formulation is {formulation!r}; it must be one of {', '.join(makers)} or a Formulation")
     # What the model works in is whitened: its unit variance is not estimated, but made.
     return formulation.with_sigma_data(1.0) if formulation.needs_sigma_data else formulation

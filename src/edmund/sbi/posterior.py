@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +18,13 @@ from edmund.errors import InputError, check_count
 from edmund.likelihood import log_prob
 from edmund.model import Model
 from edmund.sample import sample
+from edmund.sbi import saved
 from edmund.sbi.composition import Composition, posterior_covariances
 from edmund.sbi.diffused_prior import prior_denoiser
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.priors import Prior
 
 FILE = "posterior.json"
-_FORMAT = 1
 _START = 1 << 41
 """The stream of a key that a composition's start is drawn from; samplers draw from none so far out."""
 _ROWS = 1 << 15
@@ -112,8 +111,9 @@ class Posterior:
 
         options: of `edmund.log_prob` (rtol, atol, or num_steps and sampler). The divergence is exact.
         """
-        rows = self._theta(theta)
-        context = self._context(self._one(x))
+        return self._log_prob(self._theta(theta), self._context(self._one(x)), show_progress_bars, **options)
+
+    def _log_prob(self, rows: Tensor, context: Tensor, progress: bool, **options: Any) -> Tensor:
         inside = self.prior.accepts(rows)
         result = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
         if inside.any():
@@ -121,7 +121,7 @@ class Posterior:
                 self.model,
                 self.prior.box.inward(rows[inside]).double(),
                 condition={"context": context},
-                progress=show_progress_bars,
+                progress=progress,
                 **options,
             )
             assert isinstance(found, Tensor)
@@ -144,8 +144,7 @@ class Posterior:
                 slope = self._volume_slope(w)
                 w = (w + step + level**2 * slope.clamp(-10 / level, 10 / level)).detach()
         theta = self._to_user(w)
-        density = self.log_prob(theta, x=self._one(x))
-        return theta[int(density.argmax())]
+        return theta[int(self._log_prob(theta, context, False).argmax())]
 
     def sample_iid(
         self,
@@ -168,14 +167,15 @@ class Posterior:
         is 1 / T; below 1 sharpens. One observation with another prior or temperature is k = 1.
         """
         n, shape = _counted(sample_shape)
-        composed = self.compose(x, method=method, prior=prior, temperature=temperature)
+        context = self._context(self._many(x))
+        composed = self._compose(context, method, prior, temperature)
         default = (None, None) if method == "geffner" else ("dpmpp_3m", 48)
         w = sample(
             composed,
             (n, self.prior.dim),
             sampler=default[0] if sampler is None else sampler,
             num_steps=default[1] if num_steps is None else num_steps,
-            latents=self._latents(x, n, seed),
+            latents=self._latents(context, n, seed),
             seeds=_seeds(seed, n),
             batch_size=batch_size,
             progress=show_progress_bars,
@@ -186,9 +186,12 @@ class Posterior:
 
     def compose(self, x: Any, *, method: str = "gauss", prior: Any = None, temperature: float = 1.0) -> Composition:
         """The denoiser behind `sample_iid`, in the model's space: for any sampler."""
+        return self._compose(self._context(self._many(x)), method, prior, temperature)
+
+    def _compose(self, context: Tensor, method: str, prior: Any, temperature: float) -> Composition:
         if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not temperature > 0:
             raise InputError(f"temperature is {temperature!r}; it must be a number above 0")
-        observed = {"context": self._context(self._many(x))}
+        observed = {"context": context}
         space = dataclasses.replace(self.prior, transform=self.model.transform)
         covariances = None
         if method == "gauss":
@@ -203,20 +206,16 @@ class Posterior:
             beta=1 / temperature,
         ).to(self._device)
 
-    def _latents(self, x: Any, n: int, seed: int) -> Tensor:
+    def _latents(self, context: Tensor, n: int, seed: int) -> Tensor:
         """Unit normals [n, D] moved so that at sigma_max they lie around the mean of the locations, as the data do."""
-        location = self._context(self._many(x))[:, : self.prior.dim].mean(0).cpu().double()
+        location = context[:, : self.prior.dim].mean(0).cpu().double()
         normals = noise.normal(noise.keys(seed, torch.arange(n)), (self.prior.dim,), _START)
         return normals + location / self.model.formulation.sigma_max
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes the posterior's folder: a model's, and `posterior.json` with the prior and the network's arguments."""
         folder = self.model.save(directory)
-        content = {"format": _FORMAT, "prior": self.prior.config(), "network": self.network.config}
-        try:
-            (folder / FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise InputError(f"directory {str(folder)!r} cannot be written: {error.strerror or error}") from error
+        saved.write(folder, FILE, {"prior": self.prior.config(), "network": self.network.config})
         return folder
 
     @classmethod
@@ -235,17 +234,9 @@ class Posterior:
         own modules, where it was trained with such. Raises InputError for a folder without a posterior, and where what
         was given does not fit it.
         """
-        path = Path(directory) / FILE
-        if not path.is_file():
-            raise InputError(f"directory {str(directory)!r} holds no posterior: there is no {FILE} in it")
-        try:
-            content = json.loads(path.read_text())
-            if content["format"] != _FORMAT:
-                raise InputError(f"{path} is of format {content['format']!r}; this version reads {_FORMAT}")
+        with saved.reading(directory, FILE, "posterior") as content:
             arguments = dict(content["network"])
             saved_prior = content["prior"]
-        except (ValueError, OSError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {error}") from error
         for name, given, own in (("body", network, "network"), ("embedding", embedding, "embedding")):
             if given is not None:
                 arguments[name] = given
