@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from commands import error_line, run
 from PIL import Image
 
 import edmund
 from edmund import guidance, presets, samplers
-from edmund.cli import main
 from edmund.config import Config
 from edmund.errors import InputError
-
-
-class Done(NamedTuple):
-    stdout: str
-    stderr: str
-
 
 CONFIG = """
 diffusion: {type: EDM}
@@ -36,32 +26,6 @@ training: {samples: 2048, batch_size: 64, lr_ramp: 0, label_dropout: 0.2, ema_ha
            checkpoint_interval: 1024, validation_interval: 1024, preview_interval: 1024}
 output: {directory: %s}
 """
-
-
-def run(*arguments: object, cwd: Path, code: int = 0) -> Done:
-    """`edmund` with these arguments, in this process: what `python -m edmund` does, without its start-up time."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        mock.patch.object(sys, "argv", ["edmund", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-            ended = 0
-        except SystemExit as stopped:
-            ended = stopped.code or 0
-    assert ended == code, out.getvalue() + err.getvalue()
-    return Done(out.getvalue(), err.getvalue())
-
-
-def error_line(*arguments: object, cwd: Path) -> str:
-    done = run(*arguments, cwd=cwd, code=2)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

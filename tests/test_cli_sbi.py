@@ -4,19 +4,16 @@ checked.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
+import commands
 import numpy as np
 import pytest
 import torch
 
-from edmund.cli import main
 from edmund.cli.sbi._files import read_simulations
 from edmund.sbi import Posterior, prior_from_yaml, simulate
 
@@ -29,35 +26,13 @@ EFFORT = ("--samples", 60_000, "--no-learn-simulator")
 NOISE = 0.5
 
 
-class Done(NamedTuple):
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: object, cwd: Path, code: int = 0) -> Done:
+def run(*arguments: object, cwd: Path, code: int = 0) -> commands.Done:
     """`edmund sbi` with these arguments, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        mock.patch.object(sys, "argv", ["edmund", "sbi", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-            ended = 0
-        except SystemExit as stopped:
-            ended = stopped.code or 0
-    assert ended == code, out.getvalue() + err.getvalue()
-    return Done(out.getvalue(), err.getvalue())
+    return commands.run("sbi", *arguments, cwd=cwd, code=code)
 
 
 def error_line(*arguments: object, cwd: Path) -> str:
-    done = run(*arguments, cwd=cwd, code=2)
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
+    return commands.error_line("sbi", *arguments, cwd=cwd)
 
 
 def simulated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
