@@ -28,6 +28,18 @@ from edmund.networks.magnitude_preserving import MPConv
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def training_precision(device: torch.device) -> str:
+    """The fastest precision that small networks of vectors train in without harm: "bf16" where the device multiplies
+    matrices of it in hardware, else "fp32".
+    """
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    return "fp32"
+
+
 def optimise(network: nn.Module, *, precision: str | None = None, compile: bool = False) -> None:
     """Changes `network` in place, for evaluation on the device it is on; see `Model.optimise`."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count, check_number
-from edmund.networks.embedding import NoiseFeatures
+from edmund.networks.embedding import NoiseFeatures, distinct
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -230,7 +230,11 @@ class Conditioning(nn.Module):
         condition_dropped: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        """c_noise [B]; the conditions as in a network's forward, `condition_dropped` checked; dtype: the network's."""
+        """c_noise [B]; the conditions as in a network's forward, `condition_dropped` checked; dtype: the network's.
+
+        A c_noise that is one number expanded, as in sampling, is embedded once: the result is [1, channels] where there
+        is no condition.
+        """
         batch = c_noise.shape[0]
         rows = label_rows(labels, self.label_dim, condition_dropped, batch, dtype, c_noise.device)
         context = context_rows(context, self.context_dim, batch, dtype)
@@ -238,7 +242,7 @@ class Conditioning(nn.Module):
 
         # Whatever is missing or dropped still passes through its layer, as zeros: every parameter takes part in every
         # step, as distributed training needs.
-        embedding = self.noise(self.features(c_noise).to(dtype))
+        embedding = self.noise(self.features(distinct(c_noise)).to(dtype))
         if rows is not None:
             embedding = embedding + self.labels(rows)
         if context is not None:

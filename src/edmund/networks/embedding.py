@@ -28,6 +28,11 @@ FASTEST = 2.0
 """Highest frequency, in turns per unit of c_noise."""
 
 
+def distinct(c_noise: Tensor) -> Tensor:
+    """c_noise [B], or [1] where it is one number expanded, as in sampling: what is made of it is made once."""
+    return c_noise[:1] if c_noise.stride(0) == 0 else c_noise
+
+
 class NoiseFeatures(nn.Module):
     """c_noise [B] -> [B, channels]: sqrt(2) cos and sqrt(2) sin of 2 pi f c_noise, f geometric from `SLOWEST` to
     `FASTEST`.

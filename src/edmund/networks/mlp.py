@@ -115,7 +115,12 @@ class MLP(nn.Module):
         condition_dropped = check_dropped(condition_dropped, x.shape[0], self.conditional)
         image = check_image(image, x, self.image_shape, condition_dropped)
         embedding = self.conditioning(c_noise, labels, context, augment_labels, condition_dropped, x.dtype)
-        h = self.linear_in(x if image is None else torch.cat([x, image.flatten(1)], dim=1))
+        x = x if image is None else torch.cat([x, image.flatten(1)], dim=1)
+        # Unlike pixels, the numbers of a vector may differ in digits that half precision has not got.
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.linear_in(x)
         for block in self.blocks:
             h = block(h, embedding)
-        return self.linear_out(F.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        h = F.silu(self.norm_out(h))
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linear_out(h.to(x.dtype))  # type: ignore[no-any-return]

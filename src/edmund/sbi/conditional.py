@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from edmund.model import Model
 from edmund.sbi.location import regress
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.simulations import CONDITION
+from edmund.speed import training_precision
 from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.transform import Chain, Identity, Transform, Whiten
 
@@ -30,8 +32,14 @@ class Effort:
     lr: float
     patience: int
 
-    def options(self, seed: int) -> TrainingOptions:
+    def half(self) -> Effort:
+        """Half as long."""
+        samples, patience = (max(each // 2, self.batch_size) for each in (self.samples, self.patience))
+        return dataclasses.replace(self, samples=samples, patience=patience)
+
+    def options(self, seed: int, device: torch.device | str | None) -> TrainingOptions:
         """The Trainer's. The learning rate falls as a cosine to 0, and what is delivered is the best average."""
+        where = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
         interval = max(self.samples // 40, self.batch_size)
         return TrainingOptions(
             samples=self.samples,
@@ -41,6 +49,7 @@ class Effort:
             lr_ramp=min(200 * self.batch_size, self.samples // 10),
             lr_schedule="cosine",
             clip_norm=1.0,
+            precision=training_precision(torch.device(where)),
             ema_halflife=max(self.samples // 20, 1),
             seed=seed,
             validation_interval=interval,
@@ -90,7 +99,7 @@ def train_conditional(
     network.location_weight.copy_(inverse @ linear.weight)
     network.location_bias.copy_(inverse @ linear.bias)
     model = Model(network, formulation, Chain([to_space, whiten]), shape=(len(linear.bias),))
-    options = effort.options(seed)
+    options = effort.options(seed, device)
     result = Trainer(
         model, train, directory, validation=validation, options=options, progress=progress, device=device
     ).run()

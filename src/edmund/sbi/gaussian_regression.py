@@ -13,36 +13,51 @@ import copy
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.progress import track
 from edmund.sbi.seeding import seeded
 
-_WIDTH = 128
-_STEPS, _WARM_UP = 3000, 100
-_BATCH = 512
-_LR = 1e-3
+_WIDTH, _BLOCKS = 128, 3
+_STEPS, _WARM_UP = 6000, 100
+_BATCH = 128
+_LR = 6e-3
 _WEIGHT_DECAY = 0.01
-_CHECK, _PATIENCE = 200, 800
+_CHECK, _PATIENCE = 200, 2000
 """Steps between two looks at the validation set, and without a better one until it is left at that."""
 _AVERAGE = 0.99
 
 
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(_WIDTH)
+        self.linear_in = nn.Linear(_WIDTH, _WIDTH)
+        self.linear_out = nn.Linear(_WIDTH, _WIDTH)
+        nn.init.zeros_(self.linear_out.weight)
+        nn.init.zeros_(self.linear_out.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = h + self.linear_out(F.silu(self.linear_in(self.norm(h))))
+        return out
+
+
 class GaussianRegression(nn.Module):
-    """z [B, D] -> the mean m [B, F] and the whitening P [B, F, F] of s."""
+    """z [B, D] -> the mean m [B, F] and the whitening P [B, F, F] of s.
+
+    Residual and normalised, as scales that vary over orders of magnitude take a fast optimiser to fit; before training
+    it is N(0, I).
+    """
 
     def __init__(self, dim: int, features: int) -> None:
         super().__init__()
         self.features = features
-        self.layers = nn.Sequential(
-            nn.Linear(dim, _WIDTH),
-            nn.SiLU(),
-            nn.Linear(_WIDTH, _WIDTH),
-            nn.SiLU(),
-            nn.Linear(_WIDTH, _WIDTH),
-            nn.SiLU(),
-            nn.Linear(_WIDTH, features + features * (features + 1) // 2),
-        )
+        out = nn.Linear(_WIDTH, features + features * (features + 1) // 2)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
+        blocks = [_Block() for _ in range(_BLOCKS)]
+        self.layers = nn.Sequential(nn.Linear(dim, _WIDTH), *blocks, nn.LayerNorm(_WIDTH), nn.SiLU(), out)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """(m [B, F], P [B, F, F])."""

@@ -39,13 +39,16 @@ from edmund.sbi.dependency import check_graph
 from edmund.sbi.joint_network import RIDGE, JointDenoiser, JointNetwork
 from edmund.sbi.joint_space import JointSpace, Names, named_columns
 from edmund.sbi.priors import Prior
-from edmund.sbi.simulations import CONDITION, SimulationData, Simulations
+from edmund.sbi.simulations import CONDITION, Simulations
+from edmund.sbi.surrogate import MOST_NUMBERS, check_learns, drawn_for, enlarge
 from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.training.objective import levels, normals
 
 FILE = "joint.json"
 _ROWS = 1 << 14
 _P_STD = 1.6
+_LEARN_FROM = 50
+"""Times that a simulation is seen in training above which a simulator is learned."""
 _ERRORS = 2.0
 """Standard errors by which the network must lower the held-out loss to be kept."""
 # Streams of a sample's key; those of training's noise are next to 1 << 40.
@@ -84,7 +87,7 @@ class JointData(DataSet):
     condition says what is missing, and `draw_condition` adds what is given.
     """
 
-    def __init__(self, data: SimulationData, space: JointSpace) -> None:
+    def __init__(self, data: DataSet, space: JointSpace) -> None:
         super().__init__((space.dim,))
         self._data, self._space = data, space
 
@@ -271,15 +274,18 @@ class JointEstimator:
         samples: int | None = None,
         batch_size: int | None = None,
         lr: float = 1e-3,
+        learn_simulator: bool | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
         seed: int = 0,
         progress: bool = True,
     ) -> Self:
         """Trains on all that was appended; returns the estimator itself.
 
-        samples: training samples seen (None: 200 a simulation, 1 to 2 million). validation_fraction: of the
-        simulations, held out (at most 4000); the average with the lowest loss on them is what is kept. directory: of
-        the run, from which the same call goes on when it was interrupted; None: a temporary one.
+        samples: training samples seen (None: 200 a simulation, 1 to 2 million). learn_simulator: whether a model of p(x
+        | theta) draws further simulations to train on ("auto": where each would be seen more than 50 times otherwise, x
+        has up to 64 numbers, and none may be missing). validation_fraction: of the simulations, held out (at most
+        4000); the average with the lowest loss on them is what is kept. directory: of the run, from which the same call
+        goes on when it was interrupted; None: a temporary one.
 
         Raises InputError for too few simulations, x that are no vectors, a graph of another size or with a directed
         cycle, and for what the options of training refuse; KeyboardInterrupt where a signal ended the run: what was
@@ -300,16 +306,34 @@ class JointEstimator:
         model = _model(network)
         seen = check_count("samples", samples) if samples is not None else min(max(200 * size, 1_000_000), 2_000_000)
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(256, max(64, size // 4))
+        plain = shape[0] <= MOST_NUMBERS and self.simulations.nan == "refuse"
+        learns = check_learns(learn_simulator, shape, self.simulations.nan, plain and seen > _LEARN_FROM * size)
         if progress:
             _say(
                 f"{size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; "
                 f"{count_parameters(network)} weights; {seen} samples in batches of {batch}"
+                f"{f'; a learned simulator draws {drawn_for(size)} more' if learns else ''}"
             )
         with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary if directory is None else directory)
+            if learns:
+                enlarged = enlarge(
+                    halves[0],
+                    halves[1],
+                    self.prior,
+                    model.formulation,
+                    folder / "simulator",
+                    samples=2 * seen,
+                    batch_size=min(4 * batch, max(64, size // 4)),
+                    seed=seed,
+                    device=self.device,
+                    progress=progress,
+                )
+                train = JointData(enlarged, space)
             self.result = Trainer(
                 model,
                 train,
-                Path(temporary if directory is None else directory),
+                folder,
                 validation=validation,
                 options=_options(seen, batch, lr, seed),
                 progress=progress,

@@ -18,18 +18,16 @@ from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model, count_parameters
 from edmund.sbi.conditional import Effort, Mapped, train_conditional
-from edmund.sbi.network import BODIES, ConditionalNetwork
+from edmund.sbi.network import BODIES, ConditionalNetwork, mlp_for
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
 from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import SimulationData, Simulations
-from edmund.sbi.surrogate import Enlarged, LearnedSimulator
+from edmund.sbi.surrogate import MOST_NUMBERS, check_learns, drawn_for, enlarge
 from edmund.training import TrainingResult
 
 _P_STD = 1.6
 """Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
-_MOST_DRAWN = 64
-"""Numbers of x up to which a simulator is learned: a density of more is harder to learn than the posterior."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,6 @@ class _Plan:
 
     body: dict[str, Any] | nn.Module
     effort: Effort
-    likelihood: Effort
     drawn: int
     """Simulations to draw of a learned simulator; 0: none is learned."""
 
@@ -141,10 +138,24 @@ class NPSE:
         self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
     ) -> tuple[Model, TrainingResult]:
         found = []
-        sets = {"simulations": train}
-        if plan.drawn:
-            sets["enlarged"] = self._enlarged(train, validation, plan, folder / "simulator", seed, progress)
-        for name, data in sets.items():
+        for name in ("simulations", "enlarged") if plan.drawn else ("simulations",):
+            data, effort = train, plan.effort
+            if name == "enlarged":
+                data = enlarge(
+                    train,
+                    validation,
+                    self.prior,
+                    self.formulation,
+                    folder / "simulator",
+                    samples=effort.samples // 2,
+                    batch_size=effort.batch_size,
+                    seed=seed,
+                    device=self.device,
+                    progress=progress,
+                )
+            elif plan.drawn:
+                # It knows the simulations by heart long before the end, and the other network is the likelier choice.
+                effort = effort.half()
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -158,7 +169,7 @@ class NPSE:
                 Mapped(validation, self._inward),
                 network,
                 self.formulation,
-                plan.effort,
+                effort,
                 folder / name,
                 transform=self.prior.transform,
                 fitted_on=Mapped(train, self._inward),
@@ -180,24 +191,6 @@ class NPSE:
         """theta that rounding has put on a limit of the prior, moved inside."""
         return self.prior.box.inward(theta), x
 
-    def _enlarged(
-        self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
-    ) -> DataSet:
-        body = plan.body if isinstance(plan.body, dict) and plan.body["type"] == "mlp" else _mlp(len(train))
-        simulator = LearnedSimulator.train(
-            train,
-            validation,
-            self.prior,
-            self.formulation,
-            body,
-            plan.likelihood,
-            folder,
-            seed=seed,
-            device=self.device,
-            progress=progress,
-        )
-        return Enlarged(train, *simulator.simulate(plan.drawn, seed + 1, progress))
-
     def _plan(
         self,
         size: int,
@@ -207,30 +200,17 @@ class NPSE:
         learn_simulator: bool | Literal["auto"],
     ) -> _Plan:
         shape = self.simulations.x_shape or ()
-        plain = len(shape) == 1 and self.simulations.nan == "refuse"
-        if learn_simulator not in (True, False, "auto"):
-            raise InputError(f"learn_simulator is {learn_simulator!r}; it must be True, False or 'auto'")
-        if learn_simulator is True and not plain:
-            raise InputError(
-                f"learn_simulator is True, but x has the shape {list(shape)} and nan is {self.simulations.nan!r}; a "
-                "simulator is learned for vectors without missing values"
-            )
-        learns = plain and (shape[0] <= _MOST_DRAWN if learn_simulator == "auto" else learn_simulator)
+        short = len(shape) == 1 and shape[0] <= MOST_NUMBERS and self.simulations.nan == "refuse"
+        learns = check_learns(learn_simulator, shape, self.simulations.nan, short)
         network = "mlp" if self.network == "auto" else self.network
-        body = _mlp(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
+        body = mlp_for(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(1024, max(64, size // 4))
         seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
         effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 4, batch))
-        own = Effort(max(seen // 4, batch), batch, effort.lr, max(seen // 16, batch))
-        return _Plan(body, effort, own, min(20 * size, 400_000) if learns else 0)
+        return _Plan(body, effort, drawn_for(size) if learns else 0)
 
 
 _TRANSFORMER = {"type": "transformer", "channels": 64, "blocks": 4}
-
-
-def _mlp(size: int) -> dict[str, Any]:
-    """The MLP for that many simulations."""
-    return {"type": "mlp", "channels": 160 if size <= 30_000 else 192, "blocks": 4, "dropout": 0.0}
 
 
 def _say(text: str) -> None:

@@ -10,26 +10,33 @@ simulations, and nothing else, says whether that was of use.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edmund import data
 from edmund.data import DataSet
+from edmund.errors import InputError
 from edmund.formulation import Formulation
 from edmund.model import Model
 from edmund.progress import track
 from edmund.sample import sample
-from edmund.sbi.conditional import Effort, Mapped, passes, train_conditional
+from edmund.sbi.conditional import Effort, passes, train_conditional
 from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
-from edmund.sbi.network import ConditionalNetwork
+from edmund.sbi.network import ConditionalNetwork, mlp_for
 from edmund.sbi.priors import Prior
 from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import CONDITION
 from edmund.sbi.standardise import Standardise
 
+MOST_NUMBERS = 64
+"""Numbers of x up to which a simulator is learned: a density of more is harder to learn than the posterior."""
+_PER_SIMULATION, _MOST_DRAWN = 20, 400_000
+"""Simulations drawn for each that there is, and at most."""
+_LR = 1e-3
 _ROWS = 20_000
 """Simulations that are drawn at a time."""
 _STEPS = 24
@@ -39,13 +46,17 @@ class LearnedSimulator:
     """A model of p(x | theta) for vectors x, trained on simulations.
 
     With s the standardised x and z = prior.to_model(theta), a Gaussian of mean and covariance that depend on z is
-    fitted to s; what it leaves, white and of one scale, is a diffusion model's.
+    fitted to s; what it leaves, white and of one scale, is a diffusion model's. Values that are whole numbers in all
+    simulations are spread evenly over the unit around them, as a density at points has no bound, and drawn ones are
+    rounded.
+
+    whole: which values those are, bool [*x_shape].
     """
 
-    def __init__(self, prior: Prior, standard: Standardise, gaussian: GaussianRegression, model: Model) -> None:
-        self.prior, self.standard, self.gaussian, self.model = prior, standard, gaussian, model
-        self.whole = torch.zeros(standard.shape, dtype=torch.bool)
-        """Which values of x are whole numbers in all simulations: drawn ones are rounded."""
+    def __init__(
+        self, prior: Prior, standard: Standardise, gaussian: GaussianRegression, model: Model, whole: Tensor
+    ) -> None:
+        self.prior, self.standard, self.gaussian, self.model, self.whole = prior, standard, gaussian, model, whole
 
     @classmethod
     def train(
@@ -63,21 +74,28 @@ class LearnedSimulator:
         progress: bool,
     ) -> LearnedSimulator:
         """From simulations as `Simulations.split` gives them, with vectors x."""
-        standard = Standardise(train.__getitems__([0])[1][CONDITION].shape[1:])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constant columns are told of when the posterior's network is fitted
-            standard.fit(x for _, x in passes(train))
-        spaces = [Mapped(data, lambda theta, x: (prior.to_model(theta), standard(x))) for data in (train, validation)]
-        gaussian = fit_gaussian(_whole(spaces[0]), _whole(spaces[1]), seed=seed, progress=progress)
-        white = [Mapped(data, lambda z, s: (gaussian.whiten(z, s), z)) for data in spaces]
+        pairs = [_whole(each) for each in (train, validation)]
+        x = pairs[0][1]
+        whole = (x == x.round()).all(0)
+        generator = torch.Generator().manual_seed(seed)
+        standard = Standardise(x.shape[1:])
+        sets: list[tuple[Tensor, Tensor]] = []
+        for theta, x in pairs:
+            spread = torch.where(whole, x + torch.rand(x.shape, generator=generator) - 0.5, x)
+            if not sets:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # constant columns are told of with the posterior's network
+                    standard.fit([spread])
+            sets.append((prior.to_model(theta).float(), standard(spread)))
+        gaussian = fit_gaussian(*sets, seed=seed, progress=progress)
+        with torch.no_grad():
+            white = [data.from_arrays(gaussian.whiten(z, s), observation=z) for z, s in sets]
         with seeded(seed):
             network = ConditionalNetwork(gaussian.features, (prior.dim,), body=body)
         model, _ = train_conditional(
             white[0], white[1], network, formulation, effort, directory, seed=seed, device=device, progress=progress
         )
-        made = cls(prior, standard, gaussian, model)
-        made.whole = torch.stack([(x == x.round()).all(0) for _, x in passes(train)]).all(0)
-        return made
+        return cls(prior, standard, gaussian, model, whole)
 
     def simulate(self, n: int, seed: int, progress: bool) -> tuple[Tensor, Tensor]:
         """(theta [m, D], x [m, *x_shape]), float32: parameters from the prior, and what the model draws for them.
@@ -120,30 +138,86 @@ class LearnedSimulator:
         assert isinstance(w, Tensor)
         x = self.standard.inverse(self.gaussian.unwhiten(z, self.model.transform.inverse(w)))
         # A learned density reaches a little beyond the values that there are: whole numbers end where the data end.
-        rounded = x.round().clamp(self.standard.low, self.standard.high)
+        rounded = x.round().clamp(self.standard.low.round(), self.standard.high.round())
         return torch.where(self.whole, rounded, x)
 
 
 class Enlarged(DataSet):
-    """Simulations and drawn ones, half and half: the shorter set comes round as often as it takes."""
+    """Drawn simulations (theta [M, D], x [M, *]) and all of the simulator's own, at least a tenth of the whole.
+
+    Few own ones come round more often than the drawn. Were they half of the whole, a network would know them by heart
+    before it has learned from the others.
+    """
 
     def __init__(self, simulations: DataSet, theta: Tensor, x: Tensor) -> None:
         super().__init__(simulations.shape)
         self._simulations, self._theta, self._x = simulations, theta, x
 
     def __len__(self) -> int:
-        return 2 * max(len(self._theta), len(self._simulations))
+        return len(self._theta) + max(len(self._theta) // 9, len(self._simulations))
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         index = torch.tensor(indices)
-        half = len(self) // 2
-        own, drawn = index[index < half] % len(self._simulations), (index[index >= half] - half) % len(self._theta)
+        own = index >= len(self._theta)
         y = self._theta.new_empty(len(index), *self._theta.shape[1:])
         x = self._x.new_empty(len(index), *self._x.shape[1:])
-        theta, condition = self._simulations.__getitems__(own.tolist())
-        y[index < half], x[index < half] = theta, condition[CONDITION]
-        y[index >= half], x[index >= half] = self._theta[drawn], self._x[drawn]
+        y[~own], x[~own] = self._theta[index[~own]], self._x[index[~own]]
+        if own.any():
+            rows = (index[own] - len(self._theta)) % len(self._simulations)
+            theta, condition = self._simulations.__getitems__(rows.tolist())
+            y[own], x[own] = theta, condition[CONDITION]
         return y, {CONDITION: x}
+
+
+def check_learns(learn_simulator: Any, x_shape: Sequence[int], nan: str, auto: bool) -> bool:
+    """The user's choice of whether a simulator is learned; auto: what "auto" means."""
+    if learn_simulator not in (True, False, "auto"):
+        raise InputError(f"learn_simulator is {learn_simulator!r}; it must be True, False or 'auto'")
+    if learn_simulator is True and (len(x_shape) != 1 or nan != "refuse"):
+        raise InputError(
+            f"learn_simulator is True, but x has the shape {list(x_shape)} and nan is {nan!r}; a simulator is learned "
+            "for vectors without missing values"
+        )
+    return auto if learn_simulator == "auto" else bool(learn_simulator)
+
+
+def drawn_for(size: int) -> int:
+    """How many simulations `enlarge` draws beside that many."""
+    return min(_PER_SIMULATION * size, _MOST_DRAWN)
+
+
+def enlarge(
+    train: DataSet,
+    validation: DataSet,
+    prior: Prior,
+    formulation: Formulation,
+    directory: Path,
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str | None,
+    progress: bool,
+) -> Enlarged:
+    """The simulations and those of a simulator that is learned from them. validation: decides when it has learned.
+
+    directory: of the run of its diffusion model, from which the same call goes on; samples: that this sees at most.
+    """
+    size = len(train) + len(validation)
+    seen = max(samples, batch_size)
+    simulator = LearnedSimulator.train(
+        train,
+        validation,
+        prior,
+        formulation,
+        mlp_for(size),
+        Effort(seen, batch_size, _LR, max(seen // 4, batch_size)),
+        directory,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+    return Enlarged(train, *simulator.simulate(drawn_for(size), seed + 1, progress))
 
 
 def _whole(data: DataSet) -> tuple[Tensor, Tensor]:
