@@ -186,6 +186,20 @@ def test_one_biased_parameter_among_others() -> None:
     )
 
 
+def test_of_biased_marginals_the_joint_test_says_no_width() -> None:
+    """TARP's sign is that of the width only where nothing is biased."""
+    alpha = np.linspace(0, 1, 51)
+    for ecp in (np.minimum(1.3 * alpha, 1), np.maximum(1.3 * alpha - 0.3, 0)):
+        for scale in (1.0, 0.7):
+            ranks = ranks_of(500, 2, 0, scale=scale, shift=0.8)
+            result = metrics.calibration(ranks, SAMPLES, tarp=(ecp, alpha))
+            assert all("biased high" in result.faults[name] for name in ("theta_1", "theta_2"))
+            assert result.faults["joint"] == "off"
+            assert "The joint posterior is off (TARP p " in result.verdict and "too wide" not in result.verdict
+        unbiased = metrics.calibration(ranks_of(500, 2, 0), SAMPLES, tarp=(ecp, alpha))
+        assert unbiased.faults == {"joint": "too wide" if ecp[40] > alpha[40] else "too narrow or biased"}
+
+
 def test_a_wrong_shape_is_neither() -> None:
     """Two lumps with the mean and about the variance of the truth."""
     generator = np.random.default_rng(0)

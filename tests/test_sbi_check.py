@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch import distributions as D
 
+from edmund.cli.sbi import check as command
 from edmund.errors import InputError
 from edmund.sbi.check import check
 from edmund.sbi.check_page import report
 from edmund.sbi.predictive import PREDICTED, predictions
+from edmund.sbi.priors import Prior
 
 NOISE = 1.0
 
@@ -165,10 +169,43 @@ def test_bad_input():
         check(Exact(), theta, x, samples=3)
     with pytest.raises(InputError, match="theta has 100 rows and x 99"):
         check(Exact(), theta, x[:-1])
-    with pytest.raises(InputError, match="2 different names"):
-        check(Exact(), theta, x, names=["a"], progress=False)
+    for names in (["a"], ["a", "a"], ["a", "joint"]):
+        asked = mock.Mock()
+        with pytest.raises(InputError, match=r"names is \['a'.*\]; it must be 2 different names"):
+            check(asked, theta, x, names=names, progress=False)
+        asked.sample_batched.assert_not_called()
     with pytest.raises(InputError, match=r"returned \[200, 100, 1\]"):
         check(Exact(), theta, x[:, :1], progress=False)
+
+
+def test_the_command_names_the_option_whose_simulations_cannot_be(tmp_path):
+    theta, x = pairs(30)
+    np.savez(tmp_path / "short.npz", theta=theta[:5], x=x[:5])
+    np.savez(tmp_path / "held_out.npz", theta=theta[:5], x=x[:5])
+    np.savez(tmp_path / "other.npz", theta=theta, x=x)
+    prior = Prior.of(D.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    posterior = SimpleNamespace(prior=prior, x_shape=(3,))
+
+    def refused(simulations, simulator=None):
+        path = None if simulations is None else tmp_path / simulations
+        with (
+            mock.patch.object(command, "load_posterior", return_value=posterior),
+            pytest.raises(InputError) as caught,
+        ):
+            command.run(tmp_path, path, simulator, 20, 20, None, seed=0, device=None)
+        return str(caught.value)
+
+    assert re.fullmatch(
+        r"--simulations: '.*short.npz' holds 5 simulations; a check needs 20 or more", refused("short.npz")
+    )
+    assert refused(None).endswith(
+        "held_out.npz' holds 5 simulations; a check needs 20 or more: give --simulations or --simulator"
+    )
+    assert refused("other.npz") == "--simulations: x has 2 values a row; training had 3"
+    assert refused("other.npz", "torch:sin") == "--simulations: x has 2 values a row; training had 3"
+    assert refused(None, "torch:sin") == "--simulator: x has 2 values a row; training had 3"
+    posterior.x_shape = (3, 4)
+    assert refused(None, "torch:sin") == "--simulator: x has rows of shape [2]; training had [3, 4]"
 
 
 def test_without_the_toolkit_the_command_that_installs_it_is_told():

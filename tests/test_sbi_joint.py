@@ -237,6 +237,42 @@ def test_samples_are_in_the_users_units_and_in_the_support(joint: JointEstimator
     assert 1.4 < float(swapped[:, 0].median()) < 2.8
 
 
+def test_the_prior_and_its_conditionals_are_exact(joint: JointEstimator) -> None:
+    """Where no x is asked or given the network has no say."""
+    with torch.no_grad():
+        joint.denoiser.network.tokens.out_bias += 3.0  # a network that is far off
+    drawn = joint.sample(4000, asked="theta")
+    other = joint.sample(4000, given={"scale": 3.0, "first": torch.nan}, asked="shift")
+    with torch.no_grad():
+        joint.denoiser.network.tokens.out_bias -= 3.0
+    # 3000 simulations give the moments.
+    for column, law in ((drawn[:, 0], PRIOR[0]), (drawn[:, 1], PRIOR[1]), (other[:, 0], PRIOR[0])):
+        assert float((law.cdf(column.sort().values) - torch.linspace(0, 1, 4000)).abs().max()) < 0.05
+
+
+def test_a_value_that_no_logarithm_has() -> None:
+    """One 0 in a positive, skewed column, wherever it falls, and observations at and below 0."""
+    theta, x = simulations(400)
+    x[torch.arange(0, 400, 40), 1] = 0.01
+    x[7, 1] = 0.0
+    for seed in range(3):
+        estimator = JointEstimator(PRIOR, **SMALL).append_simulations(theta, x)
+        estimator.train(samples=2000, batch_size=100, seed=seed, learn_simulator=False, progress=False)
+    for value in (0.0, -0.1):
+        given = {"x": [0.5, value, 1.0]}
+        assert estimator.sample(5, given=given, asked="theta", num_steps=4).isfinite().all()
+        assert estimator.log_prob({"x": given["x"]}, given={"theta": [0.5, 1.0]}, num_steps=4).isfinite().all()
+
+
+def test_a_learned_simulator_adds_simulations() -> None:
+    theta, x = simulations(300)
+    estimator = JointEstimator(PRIOR, **SMALL).append_simulations(theta, x)
+    estimator.train(samples=20_000, batch_size=100, lr=5e-3, progress=False)
+    drawn = estimator.sample(500, given={"x": [0.9, 2.0, 1.0]}, asked="theta", num_steps=10)
+    assert abs(float(drawn[:, 0].median()) - 0.75) < 0.3
+    assert abs(float(drawn[:, 1].log().median()) - 0.69) < 0.3
+
+
 def test_one_condition_a_draw(joint: JointEstimator) -> None:
     shifts = torch.linspace(-0.9, 0.9, 64)
     x = joint.sample(64, given={"shift": shifts, "scale": 1.0}, asked="first", num_steps=10)[:, 0]
@@ -318,6 +354,10 @@ def test_bad_questions(joint: JointEstimator) -> None:
     for call, message in (
         (lambda: joint.conditional({"y": 1.0}), "^given: 'y' is not known"),
         (lambda: joint.conditional({7: 1.0}), "^given is 7; there are 5 columns"),
+        (
+            lambda: JointEstimator(PRIOR, variables={"x": 2, "y": 3}).append_simulations(*simulations(100)).train(),
+            r"^variables has columns \[0, 1\] as 'x', which are \[2, 3, 4\]; rename them",
+        ),
         (lambda: joint.conditional({"x": 1.0}), r"^given: x has shape \[\]; it must be \[3\]"),
         (lambda: joint.conditional({"x": [1.0, 1.0]}), r"^given: x has shape \[2\]; it must be \[3\]"),
         (lambda: joint.conditional({"x": "abc"}), "^given: x is a str"),

@@ -15,7 +15,7 @@ from edmund.errors import InputError
 from edmund.sbi import NPSE, Posterior
 from edmund.sbi.gaussian_regression import fit_gaussian
 from edmund.sbi.location import regress
-from edmund.sbi.surrogate import LearnedSimulator
+from edmund.sbi.surrogate import Enlarged, LearnedSimulator
 
 STD = 0.5
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -133,6 +133,50 @@ def test_the_transformer_and_a_module_of_ones_own() -> None:
     for network in ("transformer", Own()):
         theta, law = trained(network=network).sample((1000,), x=X), exact(X)
         assert ((theta.mean(0) - law.mean).abs() < 0.3 * law.variance.sqrt()).all()
+
+
+class Flipped(nn.Module):
+    """An embedding without parameters."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.flip(1)
+
+
+def test_an_own_embedding_is_asked_for_again(tmp_path) -> None:
+    posterior = trained(embedding=Flipped())
+    folder = posterior.save(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"^embedding is None, but the posterior was saved with one of the user's own"):
+        Posterior.load(folder)
+    again = Posterior.load(folder, embedding=Flipped())
+    assert torch.equal(again.sample((10,), x=X), posterior.sample((10,), x=X))
+
+
+def test_networks_that_do_not_fit_are_refused_before_training() -> None:
+    class Wrong(nn.Module):
+        def __init__(self, out: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, out)
+
+        def forward(self, x: Tensor, c_noise: Tensor, *, context: Tensor) -> Tensor:
+            return self.linear(x)  # type: ignore[no-any-return]
+
+    for out in (1, 3):
+        with pytest.raises(InputError, match=rf"^network is a .*Wrong; .* made \[2, {out}\]; it must make \[2, 2\]"):
+            trained(network=Wrong(out))
+    with pytest.raises(InputError, match=r"^network is a Linear; .* raised TypeError: .*context"):
+        trained(network=nn.Linear(2, 2))
+
+
+def test_drawn_simulations_are_nine_tenths_at_most() -> None:
+    theta, x = simulate(100)
+    own = NPSE(PRIOR).append_simulations(theta, x).simulations.split(0.1)[0]
+    for drawn, expected in ((900, 100), (90, 90)):
+        data = Enlarged(own, torch.zeros(drawn, 2), torch.zeros(drawn, 3), 0.1)
+        assert len(data) == drawn + expected
+        y, condition = data.__getitems__([0, len(data) - 1, drawn - 1, drawn])
+        assert torch.equal(y.abs().sum(1) == 0, torch.tensor([True, False, True, False]))
+        row = (theta == y[3]).all(1).nonzero()[0, 0]
+        assert torch.equal(condition["observation"][3], x[row])
 
 
 def test_priors_without_a_normal_space_can_be_composed() -> None:

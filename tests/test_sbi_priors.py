@@ -15,6 +15,7 @@ import torch.distributions as D
 from scipy.stats import kstest
 from torch import Tensor
 
+from edmund.denoiser import Gaussian
 from edmund.errors import InputError
 from edmund.sbi.priors import Prior, prior_from_yaml
 from edmund.transform import Blocks, Chain, Probit, Standardise, Whiten
@@ -446,9 +447,36 @@ def box_density(theta: Tensor) -> Tensor:
             D.MixtureSameFamily(
                 D.Categorical(torch.ones(2)), D.Uniform(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0]))
             ),
-            "log_prob is -inf at .* points .*; the support must be a product of intervals",
+            "log_prob is -inf at .* the support that it declares; the support must be a product of .* reparametrise",
         ),
-        (Object(lambda s: torch.rand(*s, 2), box_density), "log_prob is -inf at .* of 10000 points"),
+        (
+            Object(lambda s: torch.rand(*s, 2), box_density),
+            "log_prob is -inf at .* of 10000 points .*, and it declares no limits; declare low and .* reparametrise",
+        ),
+        (
+            Object(lambda s: torch.rand(*s, 2), box_density, low=torch.zeros(3)),
+            r"low of the prior has shape \[3\] and its draws have 2 parameters; it must be one number, or 2",
+        ),
+        (
+            Object(lambda s: torch.rand(*s, 2), box_density, low=0.0, high=[1.0, 1.0, 1.0]),
+            r"high of the prior has shape \[3\] and its draws have 2 parameters",
+        ),
+        (
+            Object(lambda s: torch.rand(*s, 2), flat, support=D.constraints.interval(torch.zeros(3), torch.ones(3))),
+            r"low of the prior's support has shape \[3\] and its draws have 2 parameters",
+        ),
+        (
+            Object(lambda s: torch.rand(*s, 2), box_density, low=[0.0, 1.0], high=[1.0, 0.0]),
+            "low is 1.0 and high is 0.0 of parameter 1; low must be below high",
+        ),
+        (
+            Gaussian(torch.zeros(2), torch.eye(2)),
+            r"prior is Gaussian\(\), a denoiser, .* such as MultivariateNormal",
+        ),
+        (
+            Object(lambda: torch.rand(2), flat),
+            r"sample\(\(2,\)\) raised a TypeError \(.*; it must take a shape",
+        ),
         (
             Object(lambda s: torch.randn(*s, 2), flat, low=0.0, high=1.0),
             r"draws lie outside the support that it declares \(the first: .*, not in \[0, 1\]\)",

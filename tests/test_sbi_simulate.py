@@ -235,7 +235,8 @@ def test_the_folder_is_plain_arrays(tmp_path: Path) -> None:
         ({"seed": 1}, "seed is 0 there and 1 here"),
         ({"n": 21}, "n is 20 there and 21 here"),
         ({"batch": 4}, "batch is 5 there and 4 here"),
-        ({"prior": [D.Uniform(0.0, 1.0)] * 2}, "prior is '.*' there and '.*' here"),
+        ({"prior": [D.Uniform(0.0, 1.0)] * 2}, "the prior's draws under seed 0 differ .* it is another prior, or"),
+        ({"prior": [D.Uniform(0.0, 1.0)] * 2, "seed": 1}, "seed is 0 there and 1 here"),
     ],
 )
 def test_another_call_into_the_folder(tmp_path: Path, other: dict[str, Any], message: str) -> None:
@@ -243,6 +244,22 @@ def test_another_call_into_the_folder(tmp_path: Path, other: dict[str, Any], mes
     simulate(noisy, **call, directory=tmp_path)
     with pytest.raises(InputError, match=f"directory: .* holds another run: {message}"):
         simulate(noisy, **(call | other), directory=tmp_path)
+
+
+def test_a_prior_with_a_generator_of_its_own_cannot_be_resumed(tmp_path: Path) -> None:
+    class Own:
+        generator = torch.Generator()
+
+        def sample(self, shape: torch.Size) -> Tensor:
+            return torch.randn(*shape, 2, generator=self.generator)
+
+        def log_prob(self, theta: Tensor) -> Tensor:
+            return -0.5 * theta.square().sum(-1)
+
+    prior = Own()
+    simulate(noisy, prior, 20, directory=tmp_path)
+    with pytest.raises(InputError, match="draws from a generator of its own, which cannot be resumed"):
+        simulate(noisy, prior, 20, directory=tmp_path)
 
 
 def test_folders_that_cannot_be(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from edmund.transform import (
     Probit,
     Scale,
     Standardise,
+    TangentLog,
     Transform,
     Whiten,
     from_config,
@@ -59,6 +60,7 @@ ON_VECTORS: list[Transform] = [
     MinMax(0.0, 16.0),
     MinMax([0.0, 0.1, 0.2, 0.3], [1.0, 1.1, 1.2, 1.3]),
     Log1p(),
+    TangentLog([0.5, 2.0, 0.1, 1.0]),
     Bounded(0.0, 1.0),
     Bounded([0.0, -1.0, None, None], [1.0, None, 3.0, None]),
     Probit(0.0, 1.0),
@@ -68,6 +70,7 @@ ON_VECTORS: list[Transform] = [
     Blocks([([0], Probit(0.0, 1.0)), ([1, 2], Scale([2.0, -3.0])), ([3], Log1p())]),
     Blocks([([3, 0], Whiten([0.5, 0.5], [[2.0, 0.0], [-1.0, 0.5]])), ([2, 1], Bounded([0.0, None], [1.0, 2.0]))]),
     Blocks([([2, 0], Standardise([1.0, 2.0], [3.0, 4.0])), ([1, 3], Scale(-2.0))]),
+    Blocks([([1], Log1p()), ([0], Scale(3.0)), ([2, 3], Bounded(0.0, 2.0))]),
     Chain([Scale(3.0), Log1p(), Standardise(0.4, 0.3)]),
     Chain([MinMax(0.0, 2.0), Scale([1.0, 2.0, 3.0, 4.0]), Chain([Standardise(1.0, 0.1)])]),
     Chain([]),
@@ -392,3 +395,20 @@ def test_statistics_come_from_arrays_and_tensors_alike() -> None:
     values = [0.1, 0.2]
     assert Standardise(np.array(values), 1.0) == Standardise(torch.tensor(values, dtype=torch.float64), 1.0)
     assert hash(Standardise(values, 1.0)) == hash(Standardise(tuple(values), 1))
+
+
+def test_tangent_log_is_a_logarithm_that_zero_and_less_do_not_break() -> None:
+    y = torch.tensor([[-3.0], [0.0], [0.5], [2.0]], dtype=torch.float64)
+    x = TangentLog(0.5).forward(y)
+    expected = [math.log(0.5) - 7, math.log(0.5) - 1, math.log(0.5), math.log(2)]
+    assert torch.allclose(x[:, 0], torch.tensor(expected, dtype=torch.float64), rtol=1e-14)
+    with pytest.raises(InputError, match=r"low is 0\.0; it must be positive"):
+        TangentLog(0.0)
+
+
+def test_blocks_leave_columns_where_they_were() -> None:
+    """Also for orders that are their own inverse."""
+    y = vectors()
+    for order in ([1, 0, 2, 3], [3, 2, 1, 0], [1, 2, 3, 0]):
+        blocks = Blocks([([column], Scale(10.0 ** (column + 1))) for column in order])
+        assert torch.equal(blocks.forward(y), y * 10.0 ** torch.arange(1, 5))

@@ -29,8 +29,11 @@ each sample's own condition. What remains is the data's skewness, of order (d / 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -44,20 +47,24 @@ from edmund import progress as progress_bars
 from edmund.arguments import check_condition, device_of, evaluation_mode, rows_of
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_count, unknown
-from edmund.integrate import rms
+from edmund.integrate import ROUGHLY, rms
 from edmund.model import Model
 from edmund.noise import Seeded
-from edmund.probability_flow import check_answers, check_data, checked_call, opened, resolve
+from edmund.probability_flow import Path, check_answers, check_data, checked_call, opened, resolve
 from edmund.transform import Identity, MinMax
 
 # The denoiser is called on about this many numbers at a time, with the graph for a product with its Jacobian.
 _BATCH_ELEMENTS = 1 << 16
+# A denoiser that is rough in sigma is met with about as many steps.
+_COARSE_STEPS = 64
 # Streams of a seed that no sampler draws from.
 _STREAM_DEQUANTISE = -1
 _STREAM_SIGNS = -2
 _STREAM_PROBES = -3
-# How a sampler hands the probes on with the conditions; no keyword of a network can have this name.
+# How a sampler hands the probes on with the conditions, and what `_WithDivergence` calls a; no keyword of a network can
+# have these names.
 _PROBES = "edmund.probes"
+_GROWTH = "edmund.growth"
 
 
 class LogProb(NamedTuple):
@@ -115,11 +122,13 @@ def log_prob(
     images 2 or more probes of Hutchinson's estimate, whose standard error is in `LogProb.error`. seeds: of the probes,
     one integer a sample, None: 0 .. B-1; a sample's probes depend on its seed alone.
 
-    rtol, atol: the error allowed in each step, of z and of the log-density per dimension; None: 1e-6. Each sample takes
-    steps of its own. Fixed steps instead where sampler, num_steps or grid is given: the sampler goes up the levels of
-    `edmund.sample` (without the last, 0) over the process's t; what is not given comes from the denoiser's formulation.
-    sigma_min, sigma_max: the range; None: the formulation's. A denoiser that knows only certain levels, such as
-    `Discrete`, is asked between them by steps to a tolerance, so it needs num_steps.
+    rtol, atol: the error allowed in each step, of z and of the log-density per dimension; None: 1e-6, but a denoiser
+    that proves rough in sigma (as a network that hears (M - 1) t, VP's, may be) is met with steps that average over its
+    ripple instead, with a warning that says the error left. Each sample takes steps of its own. Fixed steps instead
+    where sampler, num_steps or grid is given: the sampler goes up the levels of `edmund.sample` (without the last, 0)
+    over the process's t; what is not given comes from the denoiser's formulation. sigma_min, sigma_max: the range;
+    None: the formulation's. A denoiser that knows only certain levels, such as `Discrete`, is asked between them by
+    steps to a tolerance, so it needs num_steps.
 
     batch_size: samples at a time; rows of about 2^16 numbers go through the denoiser at once. device: as of
     `edmund.sample`. A module in training mode is put in evaluation mode meanwhile.
@@ -142,6 +151,8 @@ def log_prob(
         atol=atol,
         purpose="a likelihood",
     )
+    if path.sampler is None and rtol is None and atol is None:
+        path = dataclasses.replace(path, coarse=math.log(path.sigma_max / path.sigma_min) / _COARSE_STEPS)
     conditions = check_condition(condition, n, oracle)
     keys = _probe_keys(n, n_probes, seeds)
     directions = dim if n_probes is None else n_probes
@@ -153,8 +164,9 @@ def log_prob(
     real = torch.float32 if where.type == "mps" else torch.float64
 
     value, error = torch.empty(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    nfe = torch.empty(n, dtype=torch.int64)
-    widened = _WithDivergence(oracle, item, exact=n_probes is None)
+    nfe, unresolved = torch.empty(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    scale = None if path.sampler is None else _scale_of(oracle)
+    widened = _WithDivergence(oracle, item, exact=n_probes is None, scale=scale)
     bar = progress_bars.track(n, "log-density", enabled=progress)
     with torch.no_grad(), evaluation_mode(oracle), bar:
         z_all = transform.forward(data)
@@ -166,9 +178,23 @@ def log_prob(
                 check_answers(oracle, z, path, given)
             probes = None if keys is None else _probes(keys[start:stop], directions, item).to(where, real)
             told = given if probes is None else given | {_PROBES: probes}
+            growth = None
+            if path.sampler is not None:
+                growth = widened.growth(z, path.sigma_max, given, probes)
+                told = {**told, _GROWTH: growth}
             state = torch.cat([z.flatten(1), z.new_zeros(len(z), 1 if probes is None else directions)], dim=1)
-            state, calls = path.run(widened, state, told, norm=lambda e: _largest(e, dim), arrived=bar.advance)
-            end, gained = state[:, :dim].reshape(z.shape), dim * state[:, dim:].to(torch.float64)
+            off = torch.zeros(len(z), dtype=real, device=z.device)
+            state, calls = path.run(
+                widened,
+                state,
+                told,
+                norm=lambda e: _largest(e, dim),
+                arrived=bar.advance,
+                exceeded=functools.partial(_add_squares, off),
+            )
+            unresolved[start:stop] = off.sqrt().cpu()
+            end = state[:, :dim].reshape(z.shape)
+            gained = dim * widened.gain(state[:, dim:], growth, path).to(torch.float64)
             if law == "moments":
                 shared = all(len(each) == 1 for each in conditions.values())
                 there = _Gaussian.at(oracle, path.sigma_max, end, given, n_probes, shared).log_prob(end)
@@ -181,6 +207,7 @@ def log_prob(
             if probes is not None:
                 error[start:stop] = (gained.std(1) / math.sqrt(directions)).cpu()
             nfe[start:stop] = calls.cpu()
+        _warn_of_roughness(unresolved, path)
         value += transform.log_abs_det(data).cpu()
     return LogProb(value, error, nfe) if return_error else value
 
@@ -241,10 +268,21 @@ class _WithDivergence:
 
     Samplers and the integrator follow d state / d ln sigma = state - D(state; sigma); with l - (1 - tr dD/dz / dim) in
     the place of D, that is d l / d ln sigma = 1 - tr dD/dz / dim.
+
+    Samplers of fixed steps are made for a state that grows in proportion to sigma where the noise is all there is, and
+    l grows there as ln sigma: a long step at high levels takes it for 1 + (sigma' - sigma) / sigma times as much. With
+    a `scale` c, about the data's std, and a = 1 - tr dD/dz / dim as it is at sigma_max (1, all but), they carry
+
+        m = (l - a ln(sigma^2 + c^2) / 2) sqrt(1 + sigma^2 / c^2),    w = c^2 / (sigma^2 + c^2)
+        d m / d ln sigma = m - D_m,    D_m = w m - (1 - tr dD/dz / dim - a (1 - w)) / sqrt(w)
+
+    instead, less its value at the start: what l has beyond that of Gaussian data of std c, scaled as such data's z is.
+    Of those m is 0 all the way, and of others D_m is as bounded as data are.
     """
 
-    def __init__(self, denoiser: Denoiser, item: tuple[int, ...], exact: bool) -> None:
+    def __init__(self, denoiser: Denoiser, item: tuple[int, ...], exact: bool, scale: float | None = None) -> None:
         self._denoiser = denoiser
+        self._scale = scale
         self._item = item
         self._dim = math.prod(item)
         self._exact = exact
@@ -253,17 +291,53 @@ class _WithDivergence:
 
     def __call__(self, x: Tensor, sigma: Tensor, **condition: Tensor) -> Tensor:
         """The widened D, like x [B, dim + P]."""
-        probes = condition.pop(_PROBES, None)
+        probes, growth = condition.pop(_PROBES, None), condition.pop(_GROWTH, None)
         z = x[:, : self._dim].reshape(-1, *self._item)
+        denoised, products = self._products(z, sigma, condition, probes)
+        carried, speed = x[:, self._dim :], 1 - products / self._dim
+        if growth is None or self._scale is None:
+            grown = carried - speed
+        else:
+            level = (sigma.reshape(-1, 1).to(carried) / self._scale).square()
+            grown = carried / (1 + level) - (speed - growth * level / (1 + level)) * torch.sqrt(1 + level)
+        return torch.cat([denoised.flatten(1), grown], dim=1)
+
+    def growth(self, z: Tensor, sigma: float, condition: Mapping[str, Tensor], probes: Tensor | None) -> Tensor:
+        """a [B, P] of the samples at z [B, *] for the way up to sigma: as it is at a typical place there."""
+        away = torch.ones_like(z) if probes is None else probes[:, 0]
+        level = torch.full((), sigma, dtype=z.dtype, device=z.device)
+        _, products = self._products(z + sigma * away, level, condition, probes)
+        return 1 - products / self._dim
+
+    def gain(self, carried: Tensor, growth: Tensor | None, path: Path) -> Tensor:
+        """The log-density per dimension that was gained on the whole way, from the state's columns at its end."""
+        if growth is None or self._scale is None:
+            return carried
+        low, high = (path.sigma_min / self._scale) ** 2, (path.sigma_max / self._scale) ** 2
+        return carried / math.sqrt(1 + high) + 0.5 * (math.log1p(high) - math.log1p(low)) * growth
+
+    def _products(
+        self, z: Tensor, sigma: Tensor, condition: Mapping[str, Tensor], probes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """D(z; sigma) [B, *], and the trace [B, 1] or its estimates [B, P]."""
         if self._exact:
             probes = torch.eye(self._dim, dtype=z.dtype, device=z.device).reshape(1, self._dim, *self._item)
             probes = probes.expand(len(z), -1, *self._item)
         assert probes is not None
         denoised, products = _with_products(self._denoiser, z, sigma, condition, probes)
-        if self._exact:
-            products = products.sum(1, keepdim=True)
-        grown = x[:, self._dim :] - (1 - products / self._dim)
-        return torch.cat([denoised.flatten(1), grown], dim=1)
+        return denoised, products.sum(1, keepdim=True) if self._exact else products
+
+
+def _scale_of(denoiser: Denoiser) -> float:
+    """About the data's standard deviation: the preconditioning's sigma_data, or the unit that the others are made
+    for.
+    """
+    formulation = getattr(denoiser, "formulation", None)
+    told = getattr(getattr(formulation, "preconditioning", None), "sigma_data", None)
+    if told is None:
+        return 1.0
+    values = (told,) if isinstance(told, float) else told
+    return math.sqrt(sum(value**2 for value in values) / len(values))
 
 
 def _with_products(
@@ -293,6 +367,23 @@ def _with_products(
         products.append((gradient.reshape(part.shape) * part).flatten(2).sum(2))
         denoised = out.detach().reshape(len(z), count, *z.shape[1:])[:, 0]
     return denoised, torch.cat(products, dim=1)
+
+
+def _add_squares(total: Tensor, rows: Tensor, scaled: Tensor) -> None:
+    total[rows] += scaled.to(total).square()
+
+
+def _warn_of_roughness(unresolved: Tensor, path: Path) -> None:
+    """unresolved [B]: the root of the sum of squares of the scaled errors of steps that were taken nevertheless."""
+    above = int((unresolved > 0).sum())
+    if above > 0:
+        left = ROUGHLY * path.atol * unresolved.max().item()
+        warnings.warn(
+            f"log_prob: the denoiser is rough in sigma, and for {above} of {len(unresolved)} samples steps of "
+            f"{path.coarse:.2g} in ln sigma were not shortened until they resolve it; that leaves an error of about "
+            f"{left:.1g} nats a dimension. Give rtol and atol to have it resolved, at thousands of calls",
+            stacklevel=3,
+        )
 
 
 def _largest(scaled: Tensor, dim: int) -> Tensor:

@@ -317,7 +317,8 @@ def _build_network(config: Mapping[str, Any], given: nn.Module | None) -> nn.Mod
         if given is None:
             raise InputError(
                 f"network is None, but the model was saved with a network of one's own, "
-                f"{arguments.get('class')}: give an instance of it"
+                f"{arguments.get('class')}: give an instance of it (a folder of a recipe's, such as a "
+                "posterior, is loaded by the class that saved it: edmund.sbi.Posterior.load)"
             )
         return given
     if given is not None:

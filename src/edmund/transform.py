@@ -225,6 +225,36 @@ class Log1p(Transform):
 
 
 @dataclass(frozen=True)
+class TangentLog(Transform):
+    """x = ln y for y >= low, and below it the tangent there, x = ln(low) + y / low - 1: a logarithm of amounts that are
+    positive by rule, and that an amount of 0 does not break. `low` is positive, such as the least amount seen.
+    """
+
+    low: Statistic
+    name: ClassVar[str] = "tangent_log"
+
+    def __init__(self, low: StatisticLike) -> None:
+        _store(self, low=low)
+        if not (_tensor(self.low) > 0).all():
+            raise InputError(f"low is {_shown(self.low)}; it must be positive")
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        low = _aligned(self, "low", y)
+        return torch.maximum(y, low).log() + (torch.minimum(y, low) - low) / low
+
+    def inverse(self, x: Tensor) -> Tensor:
+        low = _aligned(self, "low", x)
+        start = low.log()
+        # Each form is fed `start` where it does not apply, so that neither it nor its gradient overflows there.
+        return torch.where(x < start, low * (1 + torch.minimum(x, start) - start), torch.maximum(x, start).exp())
+
+    def log_abs_det(self, y: Tensor) -> Tensor:
+        y = _floating(y)
+        return -_sum(torch.maximum(y, _aligned(self, "low", y)).log())
+
+
+@dataclass(frozen=True)
 class Bounded(Transform):
     """Bounded parameters to the real line, each by its own limits; None (or an infinity) stands for no limit.
 
@@ -438,8 +468,9 @@ class Blocks(Transform):
         """The blocks' columns [B, d] each, put back in their places."""
         whole = torch.cat(parts, 1)
         order = torch.tensor([column for columns, _ in self.blocks for column in columns])
-        places = order.argsort()
-        return whole if torch.equal(order, places) else whole[:, places.to(whole.device, non_blocking=True)]
+        if torch.equal(order, torch.arange(len(order))):
+            return whole
+        return whole[:, order.argsort().to(whole.device, non_blocking=True)]
 
     def _vectors(self, y: Tensor) -> Tensor:
         return _checked_vectors(self, y, sum(len(columns) for columns, _ in self.blocks))

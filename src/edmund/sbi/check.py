@@ -19,6 +19,7 @@ from torch import Tensor
 
 from edmund.errors import InputError, check_count
 from edmund.metrics import Calibration, calibration
+from edmund.metrics.calibration import JOINT
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.predictive import Predictions, predictions
 from edmund.sbi.seeding import seeded
@@ -83,8 +84,8 @@ def check(
     >>> result = check(posterior, theta, x)  # doctest: +SKIP
     >>> print(result.verdict)                # doctest: +SKIP
 
-    Raises InputError without the toolkit (extra `sbi`), for fewer than 20 pairs or samples, for what `Simulations` and
-    the posterior refuse, and for a simulator of another x.
+    Raises InputError without the toolkit (extra `sbi`), for fewer than 20 pairs or samples, for another number of
+    names, for what `Simulations` and the posterior refuse, and for a simulator of another x.
     """
     try:
         from sbi.diagnostics import run_sbc, run_tarp
@@ -97,7 +98,7 @@ def check(
     if len(theta) < LEAST:
         raise InputError(f"theta has {len(theta)} draws; a check needs at least {LEAST}")
     own = names if names is not None else prior.names if prior is not None else None
-    known = tuple(own or (f"theta_{k + 1}" for k in range(theta.shape[1])))
+    known = _names(own, theta.shape[1])
     # Streams of their own: that of the seed itself may be the one that theta or x was drawn from.
     drawing, testing, predicting = (seed_for(seed, part) >> 32 for part in range(3))
     options = {} if prior is None else {"seed": drawing}
@@ -124,6 +125,15 @@ def check(
     return CheckResult(
         known, ranks.long(), (ecp, alpha), found, dict(zip(known, spread.tolist(), strict=True)), predicted
     )
+
+
+def _names(names: Sequence[str] | None, dim: int) -> tuple[str, ...]:
+    """Of the parameters, before anything is drawn."""
+    if names is None:
+        return tuple(f"theta_{k + 1}" for k in range(dim))
+    if len(names) != dim or len(set(names)) != dim or JOINT in names:
+        raise InputError(f"names is {list(names)!r}; it must be {dim} different names, one a parameter of theta")
+    return tuple(names)
 
 
 class _Drawn:

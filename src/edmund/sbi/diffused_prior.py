@@ -11,6 +11,7 @@ Three cases:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,10 +29,17 @@ _TOLERANCE = 1e-6
 _CELLS, _MOST_CELLS, _STRAIGHT = 128, 4096, 0.01
 # The range ends where the density falls below exp(-_DEPTH) of its peak.
 _DEPTH = 40.0
+# A range ends this share of its width inside its last number: whether that is inside is a matter of rounding.
+_INWARD = 1e-9
 # Nodes of Gauss and Legendre in a cell.
 _NODES = 4
 # Numbers that are held at once for the integrals of a batch.
 _ELEMENTS = 1 << 22
+# What a user can do about a prior without a formula.
+_INSTEAD = (
+    "if it is to replace the training's, take a law of the same kind; or give edmund.sbi.Composition a denoiser in its "
+    "place, such as denoiser.Gaussian(mean, covariance) of its draws in the model's space, an approximation"
+)
 
 
 def prior_denoiser(prior: Prior, space: Prior | None = None) -> Denoiser:
@@ -118,10 +126,15 @@ def _independent(log_density: Callable[[Tensor], Tensor], draws: Tensor) -> Call
     added = each(some).sum(1) - (dim - 1) * values.max()
     if not _close(added, values[:256]):
         worst = (added - values[:256]).abs().max().item()
+        # The centre with one number of a draw may be outside: in the space of a correlated normal, boxes slant.
+        found = (
+            f"ln q differs from a sum by {worst:.3g}"
+            if math.isfinite(worst)
+            else "its support there is no box, whatever it is in the user's units"
+        )
         raise InputError(
-            f"prior: its parameters are neither independent in the model's space (ln q differs from a sum by "
-            f"{worst:.3g}) nor Gaussian, so it cannot be diffused exactly; give a denoiser instead, such as "
-            f"denoiser.Gaussian(mean, covariance) of its draws there, or denoiser.GaussianMixture"
+            f"prior: its parameters are neither independent in the model's space ({found}) nor Gaussian, so it cannot "
+            f"be diffused exactly; {_INSTEAD}"
         )
     return each
 
@@ -164,7 +177,7 @@ class Separable(nn.Module):
             if cells >= _MOST_CELLS:
                 raise InputError(
                     f"prior: its density is too rough: ln q bends by {bent[shown].max().item():.3g} within 1/{cells} "
-                    f"of its range; give a denoiser of it instead"
+                    f"of its range to be diffused exactly; {_INSTEAD}"
                 )
             cells *= 2
         nodes, weights = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(_NODES))
@@ -247,4 +260,5 @@ def _ends(log_density: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) ->
             deep = log_density(middle[None])[0] > values.amax(0) - _DEPTH
             good, bad = torch.where(deep, middle, good), torch.where(deep, bad, middle)
         outside.append(good)
-    return outside[0], outside[1]
+    inward = _INWARD * (outside[1] - outside[0])
+    return outside[0] + inward, outside[1] - inward

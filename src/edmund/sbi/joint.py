@@ -8,7 +8,9 @@ given with a probability of the sample's own, the others asked, and in 15 % some
 function of the seed and the number of the sample in the run, as all of training's noise.
 
 The network's part starts at 0, where the model is the Gaussian of the data's moments, exactly and for every mask. It is
-kept only if it lowers the held-out loss by more than chance does: what it adds for Gaussian data is noise.
+kept only if it lowers the held-out loss by more than chance does: what it adds for Gaussian data is noise. Parameters
+whose prior's law is known are Gaussian by themselves in the model's units, and so the prior and its conditionals, where
+no x is asked or given, are the Gaussian's alone.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from edmund.sbi.joint_network import RIDGE, JointDenoiser, JointNetwork
 from edmund.sbi.joint_space import JointSpace, Names, named_columns
 from edmund.sbi.priors import Prior
 from edmund.sbi.simulations import CONDITION, Simulations
-from edmund.sbi.surrogate import MOST_NUMBERS, check_learns, drawn_for, enlarge
+from edmund.sbi.surrogate import MOST_NUMBERS, Enlarged, check_learns, draw_simulations, drawn_for
 from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.training.objective import levels, normals
 
@@ -49,6 +51,8 @@ _ROWS = 1 << 14
 _P_STD = 1.6
 _LEARN_FROM = 50
 """Times that a simulation is seen in training above which a simulator is learned."""
+_SHARE_OWN = 0.1
+"""Of the simulator's own simulations among those of a learned one."""
 _ERRORS = 2.0
 """Standard errors by which the network must lower the held-out loss to be kept."""
 # Streams of a sample's key; those of training's noise are next to 1 << 40.
@@ -317,7 +321,7 @@ class JointEstimator:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             if learns:
-                enlarged = enlarge(
+                drawn = draw_simulations(
                     halves[0],
                     halves[1],
                     self.prior,
@@ -329,7 +333,7 @@ class JointEstimator:
                     device=self.device,
                     progress=progress,
                 )
-                train = JointData(enlarged, space)
+                train = JointData(Enlarged(halves[0], *drawn, _SHARE_OWN), space)
             self.result = Trainer(
                 model,
                 train,
@@ -462,8 +466,9 @@ class JointEstimator:
         """The estimator that `save` wrote, ready to sample. prior: for one of the user's own making."""
         with saved.reading(directory, FILE, "joint model") as content:
             space = JointSpace.from_config(content["space"], prior)
-            tokens, graph = content["network"]["tokens"], content["network"]["graph"]
-        network = JointNetwork(TokenTransformer(**tokens), None if graph is None else check_graph(graph, space.dim))
+            tokens, graph, gaussian = (content["network"][key] for key in ("tokens", "graph", "gaussian"))
+        checked = None if graph is None else check_graph(graph, space.dim)
+        network = JointNetwork(TokenTransformer(**tokens), checked, gaussian)
         loaded = models.load(directory, network=network, device=device)
         size = {name: tokens[name] for name in ("channels", "blocks", "heads", "expansion", "dropout")}
         joint = cls(space.prior, graph=graph, device=device, **size)
@@ -475,7 +480,8 @@ class JointEstimator:
         graph = None if self.graph is None else check_graph(self.graph, count)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return JointNetwork(TokenTransformer(count, **self._size, dropout=self._dropout), graph)
+            tokens = TokenTransformer(count, **self._size, dropout=self._dropout)
+            return JointNetwork(tokens, graph, self.prior.dim if self.prior.gaussian else 0)
 
     def _trained(self) -> Model:
         if self._model is None:

@@ -36,20 +36,24 @@ RIDGE = 1e-4
 class JointNetwork(nn.Module):
     """A `TokenTransformer` with the moments of its variables and the graph of their dependences.
 
-    tokens: the transformer over V variables. graph: see `dependency.check_graph`; None: all depend on all.
+    tokens: the transformer over V variables. graph: see `dependency.check_graph`; None: all depend on all. gaussian:
+    how many of the first variables are jointly Gaussian by themselves, so that F = 0 where nothing but these is asked
+    or given: the parameters of a prior whose law is known.
     """
 
     mean: Tensor
     covariance: Tensor
     graph: Tensor
 
-    def __init__(self, tokens: TokenTransformer, graph: Tensor | None = None) -> None:
+    def __init__(self, tokens: TokenTransformer, graph: Tensor | None = None, gaussian: int = 0) -> None:
         super().__init__()
         self.tokens = tokens
+        self.gaussian_first = gaussian
         count = tokens.variables
         self.config: dict[str, Any] = {
             "tokens": tokens.config,
             "graph": None if graph is None else graph.int().tolist(),
+            "gaussian": gaussian,
         }
         self.masked = graph is not None
         self.register_buffer("mean", torch.zeros(count))
@@ -69,6 +73,9 @@ class JointNetwork(nn.Module):
                 self.graph, given_or.expand(rows, -1), missing_or.expand(rows, -1), len(self.tokens.blocks)
             )
         out: Tensor = self.tokens(x, c_noise, given=given, missing=missing, attention=mask)
+        if self.gaussian_first and missing is not None:
+            others = missing[:, self.gaussian_first :].all(1, keepdim=True)
+            out = torch.where(others, 0, out)
         return out
 
     def silence(self) -> None:

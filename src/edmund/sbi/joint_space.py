@@ -22,7 +22,7 @@ from edmund.errors import InputError, check_count, unknown
 from edmund.sbi.priors import Prior
 from edmund.sbi.standardise import FAR
 from edmund.sbi.standardise import Standardise as Statistics
-from edmund.transform import Blocks, Bounded, Chain, Standardise, Transform, Whiten
+from edmund.transform import Blocks, Chain, Standardise, TangentLog, Transform, Whiten
 
 Names = str | int | Sequence[str | int]
 """Variables: a name, a column's number, or several of them."""
@@ -38,14 +38,18 @@ def named_columns(prior: Prior, x_dim: int, variables: Mapping[str, int] | None)
     if not isinstance(variables, Mapping):
         raise InputError(f"variables is {variables!r}; it must be a mapping of names to numbers of columns")
     start = 0
+    named: dict[str, list[int]] = {}
     for name, width in variables.items():
-        found[str(name)] = list(range(start, start + check_count(f"variables: {name}", width)))
+        named[str(name)] = list(range(start, start + check_count(f"variables: {name}", width)))
         start += width
     if start != total:
         raise InputError(
             f"variables has {start} columns in all; theta and x have {total} ({prior.dim} and {x_dim}), in this order"
         )
-    return found
+    for name in ("theta", "x"):
+        if named.get(name, found[name]) != found[name]:
+            raise InputError(f"variables has columns {named[name]} as {name!r}, which are {found[name]}; rename them")
+    return found | named
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,14 @@ class JointSpace:
         """From all x, batches [B, x_dim] (NaN: missing)."""
         found = Statistics((x_dim,), mask=True).fit(batches)
         positive = found.logarithmic
-        parts: list[Transform] = [Standardise(found.mean.double(), found.std.double())]
-        if bool(positive.any()):
-            parts = [Bounded(torch.where(positive, 0.0, -math.inf).double()), *parts]
-        of_x = Chain(parts) if len(parts) > 1 else parts[0]
+        parts: list[tuple[list[int], Transform]] = []
+        for taken, logs in ((positive, True), (~positive, False)):
+            columns_of_x = taken.nonzero().flatten().tolist()
+            if columns_of_x:
+                scaled = Standardise(found.mean[taken].double(), found.std[taken].double())
+                logged = [TangentLog(found.low[taken].double())] if logs else []
+                parts.append((columns_of_x, Chain([*logged, scaled])))
+        of_x = Blocks(parts)
         whole = Blocks([(range(prior.dim), _separate(prior.transform)), (range(prior.dim, prior.dim + x_dim), of_x)])
         # What was missing in all simulations, or never varied, has no range.
         edges = []

@@ -23,6 +23,7 @@ from edmund import networks
 from edmund.errors import InputError, unknown
 from edmund.networks.embedding import NoiseFeatures, distinct
 from edmund.sbi import embedding as embeddings
+from edmund.sbi.probe import check_shape, probe, zeros
 from edmund.sbi.standardise import Standardise
 
 BODIES = ("mlp", "transformer")
@@ -126,6 +127,7 @@ class ConditionalNetwork(nn.Module):
 
 def _build_body(body: Mapping[str, Any] | nn.Module, dim: int, features: int) -> tuple[nn.Module, Any]:
     if isinstance(body, nn.Module):
+        _check_own(body, dim, features)
         return body, None
     arguments = dict(body)
     kind = arguments.pop("type")
@@ -134,3 +136,11 @@ def _build_body(body: Mapping[str, Any] | nn.Module, dim: int, features: int) ->
     if kind == "transformer":
         return networks.TokenTransformer(dim + features, **arguments), dict(body)
     raise unknown("network", kind, BODIES)
+
+
+def _check_own(body: nn.Module, dim: int, features: int) -> None:
+    """Refuses a user's module that does not turn zeros z [2, dim] into [2, dim]."""
+    z, c_noise, context = zeros(body, 2, dim), zeros(body, 2).float(), zeros(body, 2, features)
+    told = f"network is a {type(body).__qualname__}; of z [2, {dim}], c_noise [2] and context=[2, {features}] it"
+    wanted = f"it must make [2, {dim}]"
+    check_shape(told, wanted, probe(told, wanted, body, z, c_noise, context=context), z.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -23,9 +24,15 @@ from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
 from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import SimulationData, Simulations
-from edmund.sbi.surrogate import MOST_NUMBERS, check_learns, drawn_for, enlarge
+from edmund.sbi.surrogate import MOST_NUMBERS, Enlarged, check_learns, draw_simulations, drawn_for
 from edmund.training import TrainingResult
 
+_SHARES = {"half": 0.5, "tenth": 0.1}
+"""Of the simulator's own simulations among those of a learned one, by the runs' folders. The more there are, the sooner
+a network knows them by heart; the fewer, the more it learns of the learned simulator's errors.
+"""
+_STEPS = 48
+"""Of sampling: posteriors are compared to a finer measure than images."""
 _P_STD = 1.6
 """Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
 
@@ -109,9 +116,10 @@ class NPSE:
         What is None or "auto" is chosen from the numbers of parameters and simulations, and printed. samples: training
         samples seen, at most; training stops when the held-out loss no longer falls, and the best average is kept.
         learn_simulator: whether a model of p(x | theta) draws further simulations to train on (vectors x only; "auto":
-        where x is short enough); then a network is trained with and another without them, and the held-out loss
-        decides. validation_fraction: of the simulations, held out (at most 2000). directory: of the runs, from which
-        the same call goes on when it was interrupted; None: a temporary one.
+        where x is short enough); then one network is trained where the simulator's own are half of all and another
+        where they are a tenth, and the held-out loss decides. validation_fraction: of the simulations, held out (at
+        most 2000). directory: of the runs, from which the same call goes on when it was interrupted; None: a temporary
+        one.
 
         Raises InputError for too few simulations, and for what the options of training refuse; KeyboardInterrupt where
         a signal ended it, what was trained being saved in `directory`.
@@ -138,24 +146,8 @@ class NPSE:
         self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
     ) -> tuple[Model, TrainingResult]:
         found = []
-        for name in ("simulations", "enlarged") if plan.drawn else ("simulations",):
-            data, effort = train, plan.effort
-            if name == "enlarged":
-                data = enlarge(
-                    train,
-                    validation,
-                    self.prior,
-                    self.formulation,
-                    folder / "simulator",
-                    samples=effort.samples // 2,
-                    batch_size=effort.batch_size,
-                    seed=seed,
-                    device=self.device,
-                    progress=progress,
-                )
-            elif plan.drawn:
-                # It knows the simulations by heart long before the end, and the other network is the likelier choice.
-                effort = effort.half()
+        drawn: tuple[Tensor, Tensor] | None = None
+        for name, share in _SHARES.items() if plan.drawn else [("simulations", 1.0)]:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -164,12 +156,27 @@ class NPSE:
                     embedding=self.embedding,
                     mask=self.simulations.nan == "mask",
                 )
+            data: DataSet = train
+            if plan.drawn:
+                drawn = drawn or draw_simulations(
+                    train,
+                    validation,
+                    self.prior,
+                    self.formulation,
+                    folder / "simulator",
+                    samples=plan.effort.samples // 2,
+                    batch_size=plan.effort.batch_size,
+                    seed=seed,
+                    device=self.device,
+                    progress=progress,
+                )
+                data = Enlarged(train, *drawn, share)
             model, result = train_conditional(
                 Mapped(data, self._inward),
                 Mapped(validation, self._inward),
                 network,
                 self.formulation,
-                effort,
+                plan.effort,
                 folder / name,
                 transform=self.prior.transform,
                 fitted_on=Mapped(train, self._inward),
@@ -180,8 +187,9 @@ class NPSE:
             )
             loss = result.best_validation_loss
             if progress:
+                whose = f" ({share:.0%} the simulator's own)" if plan.drawn else ""
                 _say(
-                    f"trained on {name}: held-out loss {loss:.5g} after {result.best_samples_seen} samples "
+                    f"trained on simulations{whose}: held-out loss {loss:.5g} after {result.best_samples_seen} samples "
                     f"({count_parameters(network)} parameters, {result.seconds:.0f} s)"
                 )
             found.append((float("inf") if loss is None else loss, model, result))
@@ -205,7 +213,7 @@ class NPSE:
         network = "mlp" if self.network == "auto" else self.network
         body = mlp_for(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(1024, max(64, size // 4))
-        seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
+        seen = check_count("samples", samples) if samples is not None else min(max(600 * size, 4_000_000), 16_000_000)
         effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 4, batch))
         return _Plan(body, effort, drawn_for(size) if learns else 0)
 
@@ -224,7 +232,7 @@ def _resolve(formulation: str | Formulation) -> Formulation:
         if name not in makers:
             raise unknown("formulation", formulation, makers)
         if name == "edm":
-            return formulations.EDM(1.0, P_std=_P_STD)
+            return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=_STEPS)
         formulation = makers[name]()
     if not isinstance(formulation, Formulation):
         raise InputError(f"formulation is {formulation!r}; it must be one of {', '.join(makers)} or a Formulation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from edmund.sbi.priors import Prior
 FILE = "posterior.json"
 _START = 1 << 41
 """The stream of a key that a composition's start is drawn from; samplers draw from none so far out."""
-_ROWS = 1 << 15
+_ROWS = 1 << 12
 """Rows that go through the network at once."""
 _MODE_LEVELS = (0.3, 0.1, 0.03)
 """Noise levels, in posterior stds, of the scores that `map` climbs by."""
@@ -189,8 +190,8 @@ class Posterior:
         return self._compose(self._context(self._many(x)), method, prior, temperature)
 
     def _compose(self, context: Tensor, method: str, prior: Any, temperature: float) -> Composition:
-        if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not temperature > 0:
-            raise InputError(f"temperature is {temperature!r}; it must be a number above 0")
+        if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature!r}; it must be a finite number above 0")
         observed = {"context": context}
         space = dataclasses.replace(self.prior, transform=self.model.transform)
         covariances = None
@@ -240,8 +241,8 @@ class Posterior:
         for name, given, own in (("body", network, "network"), ("embedding", embedding, "embedding")):
             if given is not None:
                 arguments[name] = given
-            elif arguments[name] is None and name == "body":
-                raise InputError(f"{own} is None, but the posterior was saved with a {own} of one's own: give it")
+            elif arguments[name] is None:
+                raise InputError(f"{own} is None, but the posterior was saved with one of the user's own: give it")
         built = ConditionalNetwork(arguments.pop("dim"), arguments.pop("x_shape"), **arguments)
         return cls(Prior.from_config(saved_prior, prior), models.load(directory, network=built, device=device))
 
@@ -325,6 +326,10 @@ class Posterior:
             rows = torch.as_tensor(theta)
         except (TypeError, ValueError, RuntimeError):
             raise InputError(f"theta is a {type(theta).__name__}; it must be a tensor [n, {self.prior.dim}]") from None
+        if rows.isnan().any():
+            raise InputError(
+                f"theta: {int(rows.isnan().sum())} of {rows.numel()} values are NaN; a density needs them all"
+            )
         return rows[None] if rows.ndim == 1 else rows
 
 

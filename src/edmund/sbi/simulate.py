@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import pickle
 import sys
@@ -93,7 +94,8 @@ def simulate(
     value that is missing, as `NPSE(nan="mask")` does: then a row of NaN fails only if it holds nothing else.
 
     directory: a folder that gets each batch when it is finished; the same call goes on from there after an
-    interruption, and a call with another prior, n, batch or seed is refused. The simulator is taken to be the same.
+    interruption, and a call with another prior, n, batch or seed is refused. The simulator is taken to be the same, and
+    a prior is the same if its draws are: it must take them from the global streams.
 
     >>> from torch.distributions import Normal
     >>> done = simulate(lambda theta: theta + 0.1 * torch.randn(len(theta), 1), Normal(0.0, 1.0), 1000)
@@ -120,7 +122,7 @@ def simulate(
     done: set[int] = set()
     if directory is not None:
         asked = {"seed": seed, "n": n, "batch": size, "nan": nan, "prior": _fingerprint(theta)}
-        store = Store.open(Path(directory), asked)
+        store = _opened(Path(directory), asked)
         for number in range(len(starts)):
             found = store.load(number)
             if found is not None:
@@ -216,6 +218,24 @@ class _Collected:
         if not failures:
             return SimulationResult(self.theta, self.x, torch.arange(len(self.theta)), ())
         return SimulationResult(self.theta[self.kept], self.x[self.kept], self.kept.nonzero().flatten(), failures)
+
+
+def _opened(folder: Path, asked: dict[str, Any]) -> Store:
+    """The folder's store; where nothing but the prior's draws is another, the refusal says so in words."""
+    try:
+        return Store.open(folder, asked)
+    except InputError:
+        try:
+            saved = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            saved = None
+        if not isinstance(saved, dict) or saved | {"prior": asked["prior"]} != asked:
+            raise
+        raise InputError(
+            f"directory: {str(folder)!r} holds another run: the prior's draws under seed {asked['seed']} differ there "
+            f"and here; it is another prior, or draws from a generator of its own, which cannot be resumed: let it "
+            f"draw from the global generator, and use another folder"
+        ) from None
 
 
 def _fingerprint(theta: Tensor) -> str:

@@ -143,18 +143,17 @@ class LearnedSimulator:
 
 
 class Enlarged(DataSet):
-    """Drawn simulations (theta [M, D], x [M, *]) and all of the simulator's own, at least a tenth of the whole.
-
-    Few own ones come round more often than the drawn. Were they half of the whole, a network would know them by heart
-    before it has learned from the others.
+    """Drawn simulations (theta [M, D], x [M, *]) and all of the simulator's own, which are at least that share of the
+    whole: few of them come round more often than the drawn.
     """
 
-    def __init__(self, simulations: DataSet, theta: Tensor, x: Tensor) -> None:
+    def __init__(self, simulations: DataSet, theta: Tensor, x: Tensor, share: float) -> None:
         super().__init__(simulations.shape)
         self._simulations, self._theta, self._x = simulations, theta, x
+        self._own = max(round(len(theta) * share / (1 - share)), len(simulations))
 
     def __len__(self) -> int:
-        return len(self._theta) + max(len(self._theta) // 9, len(self._simulations))
+        return len(self._theta) + self._own
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         index = torch.tensor(indices)
@@ -182,11 +181,11 @@ def check_learns(learn_simulator: Any, x_shape: Sequence[int], nan: str, auto: b
 
 
 def drawn_for(size: int) -> int:
-    """How many simulations `enlarge` draws beside that many."""
+    """How many simulations are drawn beside that many."""
     return min(_PER_SIMULATION * size, _MOST_DRAWN)
 
 
-def enlarge(
+def draw_simulations(
     train: DataSet,
     validation: DataSet,
     prior: Prior,
@@ -198,10 +197,10 @@ def enlarge(
     seed: int,
     device: torch.device | str | None,
     progress: bool,
-) -> Enlarged:
-    """The simulations and those of a simulator that is learned from them. validation: decides when it has learned.
+) -> tuple[Tensor, Tensor]:
+    """(theta [M, D], x [M, *]) of a simulator that is learned from simulations.
 
-    directory: of the run of its diffusion model, from which the same call goes on; samples: that this sees at most.
+    validation: decides when it has learned. directory: of the run of its diffusion model, from which the same call goes on; samples: that this sees at most.
     """
     size = len(train) + len(validation)
     seen = max(samples, batch_size)
@@ -217,7 +216,7 @@ def enlarge(
         device=device,
         progress=progress,
     )
-    return Enlarged(train, *simulator.simulate(drawn_for(size), seed + 1, progress))
+    return simulator.simulate(drawn_for(size), seed + 1, progress)
 
 
 def _whole(data: DataSet) -> tuple[Tensor, Tensor]:

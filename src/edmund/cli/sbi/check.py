@@ -44,6 +44,8 @@ def run(
     path = directory / "check.html" if out is None else out
     with plain_warnings():
         theta, x, about = _truths(posterior, directory, simulations, function, draws, seed)
+        given = {"--simulations": simulations, "--simulator": simulator}
+        _check_x(next((option for option, value in given.items() if value is not None), "run"), posterior, x)
         say(about)
         result = check(posterior, theta, x, samples=samples, simulator=function, seed=seed)
     make_folder(path.parent)
@@ -70,7 +72,8 @@ def _truths(
     data = _checked(posterior, *read_simulations("run" if held_out else "--simulations", source))
     count = min(draws, len(data))
     if count < LEAST:
-        raise InputError(f"{str(source)!r} holds {count} simulations; a check needs {LEAST}: give --simulations")
+        told = f"{str(source)!r} holds {count} simulations; a check needs {LEAST} or more"
+        raise InputError(f"{told}: give --simulations or --simulator" if held_out else f"--simulations: {told}")
     # Simulations in a file may be in some order.
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
     theta, condition = data.__getitems__(chosen.tolist())
@@ -82,6 +85,15 @@ def _truths(
     else:
         about = f"{count} of the {len(data)} simulations in {str(source)!r}, taken to be none of the training's."
     return theta, condition[CONDITION], about
+
+
+def _check_x(argument: str, posterior: Posterior, x: Tensor) -> None:
+    found, trained = tuple(x.shape[1:]), posterior.x_shape
+    if found == trained:
+        return
+    if len(found) == len(trained) == 1:
+        raise InputError(f"{argument}: x has {found[0]} values a row; training had {trained[0]}")
+    raise InputError(f"{argument}: x has rows of shape {list(found)}; training had {list(trained)}")
 
 
 def _checked(posterior: Posterior, theta: Any, x: Any) -> Any:

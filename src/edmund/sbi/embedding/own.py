@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from edmund.arguments import evaluation_mode
 from edmund.errors import InputError
 from edmund.sbi.embedding._base import Embedding
+from edmund.sbi.probe import check_shape, probe, zeros
 
 
 class Own(Embedding):
@@ -29,21 +28,11 @@ class Own(Embedding):
 
 def _width(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Features that the module makes of an observation."""
-    # Parameters that are made on the first call (nn.LazyLinear) have no dtype that counts, nor values.
-    made = (p for p in module.parameters() if p.is_floating_point() and not isinstance(p, nn.UninitializedParameter))
-    like = next(made, torch.zeros(()))
-    z = torch.zeros(2, *shape, device=like.device, dtype=like.dtype)
+    z = zeros(module, 2, *shape)
     told = f"embedding is a {type(module).__qualname__}; of zeros {list(z.shape)} it"
     wanted = "it must make a vector of each observation, [2, features]"
-    try:
-        with torch.no_grad(), evaluation_mode(module):
-            features = module(z)
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{told} raised {type(error).__name__}: {reason}; {wanted}") from error
-    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or not features.shape[1]:
-        made_of = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(f"{told} made {made_of}; {wanted}")
+    features = probe(told, wanted, module, z)
+    check_shape(told, wanted, features, (2, None))
     if not features.is_floating_point():
         raise InputError(f"{told} made {features.dtype}; {wanted} of floating point")
     bad = int((~features.isfinite()).sum())

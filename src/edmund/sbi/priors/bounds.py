@@ -100,6 +100,12 @@ class Box:
         return self._extremes[dtype, device]
 
     def _found_inside(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if (self.low >= self.high).any():
+            where = int((self.low >= self.high).nonzero()[0])
+            raise InputError(
+                f"prior: low is {float(self.low[where])!r} and high is {float(self.high[where])!r} of parameter "
+                f"{where}; low must be below high"
+            )
         least = _first_above(self.low, dtype)
         greatest = -_first_above(-self.high, dtype)
         if (least > greatest).any():

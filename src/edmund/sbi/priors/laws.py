@@ -234,7 +234,7 @@ class OfUser(Law):
     def of(cls, prior: Any) -> OfUser:
         """The object, its number of parameters found by drawing twice."""
         with seeded(0):
-            drawn = prior.sample(torch.Size([2]))
+            drawn = _two_draws(prior)
         try:
             like = torch.as_tensor(drawn)
         except (TypeError, ValueError, RuntimeError):
@@ -246,7 +246,7 @@ class OfUser(Law):
         if dim == 0:
             raise InputError("prior: its draws have 0 parameters; it must have at least one")
         like = like if like.is_floating_point() else like.float()
-        return cls(prior, dim, Box.of(_declared(prior), dim), like, isinstance(drawn, np.ndarray))
+        return cls(prior, dim, Box.of(_declared(prior, dim), dim), like, isinstance(drawn, np.ndarray))
 
     def sample(self, n: int) -> Tensor:
         drawn = torch.as_tensor(self.prior.sample(torch.Size([n])))
@@ -421,22 +421,52 @@ def _converted(value: Any, device: torch.device, made: dict[int, Any]) -> Any:
     return made[id(value)]
 
 
-def _declared(prior: Any) -> bounds.Limits:
-    """The limits that an object declares: by a `support` of torch's constraints, or by `low` and `high`."""
+def _two_draws(prior: Any) -> Any:
+    """What an object's sample gives for the shape (2,)."""
+    try:
+        return prior.sample(torch.Size([2]))
+    except TypeError as error:
+        # denoiser.Gaussian and others have sample(n, seed) and a log_prob too.
+        if callable(prior) and callable(getattr(prior, "moments", None)):
+            raise InputError(
+                f"prior is {_short(prior)}, a denoiser, whose sample takes no shape; it must be the law itself, such "
+                f"as MultivariateNormal(mean, covariance)"
+            ) from None
+        raise InputError(
+            f"prior: sample((2,)) raised a TypeError ({_short(str(error))}); it must take a shape and give [*shape, D]"
+        ) from error
+
+
+def _declared(prior: Any, dim: int) -> bounds.Limits:
+    """The limits that an object of `dim` parameters declares: by a `support` of torch's constraints, or by `low` and
+    `high`.
+    """
     try:
         support = getattr(prior, "support", None)
     except NotImplementedError:  # torch's Distribution has the attribute, and raises
         support = None
     if isinstance(support, constraints.Constraint):
-        return bounds.of_constraint(support)
+        limits = bounds.of_constraint(support)
+        for end, limit in zip(_ENDS, limits[:2], strict=True):
+            _check_length(f"{end} of the prior's support", limit, dim)
+        return limits
     if support is not None:
         raise InputError(f"prior: its support is {_short(support)}; it must be a torch.distributions constraint")
     interval = []
     for end, absent in zip(_ENDS, (-math.inf, math.inf), strict=True):
         given = getattr(prior, end, None)
         value = torch.tensor(absent) if given is None else _numbers(f"{end} of the prior", given, finite=False)
+        _check_length(f"{end} of the prior", value, dim)
         interval.append(value)
     return bounds.interval(*interval, low_closed=True, high_closed=True)
+
+
+def _check_length(argument: str, limit: Tensor, dim: int) -> None:
+    if limit.shape not in ((), (1,), (dim,)):
+        raise InputError(
+            f"{argument} has shape {list(limit.shape)} and its draws have {dim} parameters; it must be one number, or "
+            f"{dim} of them"
+        )
 
 
 def _numbers(argument: str, value: Any, finite: bool = True) -> Tensor:

@@ -231,12 +231,17 @@ def _standardising(law: Law) -> Transform:
     _check_density(law.log_prob(drawn), "of its own draws")
     free = Bounded(law.box.low, law.box.high)
     bounded = bool((law.box.low.isfinite() | law.box.high.isfinite()).any())
+    where, hint = "points spread over the support that it declares", ""
+    if not bounded:
+        where = "points spread over all numbers, and it declares no limits"
+        hint = "declare low and high (or support, a constraint of torch.distributions); "
     standard = Standardise.fit([free.forward(drawn)])
     whole = Chain([free, standard]) if bounded else standard
     _check_density(
         law.log_prob(law.box.inward(whole.inverse(noise))),
-        "points spread over the support that it declares",
-        "; the support must be a product of intervals: declare the limits of each parameter",
+        where,
+        f"; {hint}the support must be a product of intervals, the limits of each parameter: where it is none, "
+        f"reparametrise",
     )
     return whole
 
