@@ -21,7 +21,12 @@ from edmund.sbi.seeding import seeded
 
 _WIDTH, _BLOCKS = 128, 3
 _STEPS, _WARM_UP = 6000, 100
-_BATCH = 128
+_PASSES = 100
+"""Times that the data are seen, at most, as the steps are."""
+_BATCHES, _LEAST_BATCH, _MOST_BATCH = 70, 32, 512
+"""Batches of a pass, and what bounds their size. Small ones find what the data have to tell of scales; large data have
+more of it.
+"""
 _LR = 6e-3
 _WEIGHT_DECAY = 0.01
 _CHECK, _PATIENCE = 200, 2000
@@ -99,21 +104,23 @@ def fit_gaussian(
     average, best = copy.deepcopy(network), copy.deepcopy(network)
     optimiser = torch.optim.AdamW(network.parameters(), lr=_LR, weight_decay=_WEIGHT_DECAY)
     lowest, found_at = math.inf, 0
-    with track(_STEPS, "fitting a Gaussian to the simulator", enabled=progress) as bar:
-        for step in range(_STEPS):
-            rows = torch.randint(len(z), (_BATCH,), generator=generator)
+    batch = min(max(len(z) // _BATCHES, _LEAST_BATCH), _MOST_BATCH)
+    steps = min(_STEPS, _PASSES * len(z) // batch)
+    with track(steps, "fitting a Gaussian to the simulator", enabled=progress) as bar:
+        for step in range(steps):
+            rows = torch.randint(len(z), (batch,), generator=generator)
             optimiser.zero_grad()
             loss = network.loss(z[rows], s[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             for group in optimiser.param_groups:
-                group["lr"] = _LR * min(1.0, step / _WARM_UP) * (1 + math.cos(math.pi * step / _STEPS)) / 2
+                group["lr"] = _LR * min(1.0, step / _WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
             optimiser.step()
             with torch.no_grad():
                 share = 1 - min(_AVERAGE, (1 + step) / (10 + step))
                 for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
                     mean.lerp_(weight, share)
-                if (step + 1) % _CHECK == 0:
+                if (step + 1) % _CHECK == 0 or step + 1 == steps:
                     held_out = float(average.loss(*validation))
                     if held_out < lowest:
                         lowest, best, found_at = held_out, copy.deepcopy(average), step

@@ -81,6 +81,13 @@ class ConditionalNetwork(nn.Module):
         self.register_buffer("location_weight", torch.zeros(dim, numbers))
         self.register_buffer("location_bias", torch.zeros(dim))
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a batch that is sampled: on a CPU as many as its cache has room for."""
+        if self.location_bias.device.type != "cpu":
+            return 1 << 15
+        return 1 << (9 if isinstance(self.body, networks.TokenTransformer) else 12)
+
     def fit(self, observations: Iterable[Tensor]) -> None:
         """Sets the statistics that observations [B, *x_shape] are standardised by."""
         self.standardise.fit(observations)

@@ -31,8 +31,8 @@ _SHARES = {"half": 0.5, "tenth": 0.1}
 """Of the simulator's own simulations among those of a learned one, by the runs' folders. The more there are, the sooner
 a network knows them by heart; the fewer, the more it learns of the learned simulator's errors.
 """
-_STEPS = 48
-"""Of sampling: posteriors are compared to a finer measure than images."""
+_STEPS, _TRANSFORMER_STEPS = 48, 28
+"""Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
 _P_STD = 1.6
 """Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
 
@@ -80,12 +80,12 @@ class NPSE:
         device: torch.device | str | None = None,
     ) -> None:
         self.prior = Prior.of(prior)
-        self.formulation = _resolve(formulation)
         if isinstance(network, str) and network not in ("auto", *BODIES):
             raise unknown("network", network, ("auto", *BODIES))
         if not isinstance(network, str | nn.Module):
             raise InputError(f"network is {network!r}; it must be 'auto', 'mlp', 'transformer' or a module")
         self.network = network
+        self.formulation = _resolve(formulation, _TRANSFORMER_STEPS if network == "transformer" else _STEPS)
         self.embedding = embedding
         self.device = device
         self.simulations = Simulations(self.prior.dim, self.prior.accepts, nan=nan)
@@ -225,14 +225,14 @@ def _say(text: str) -> None:
     print(f"NPSE: {text}", file=sys.stderr, flush=True)
 
 
-def _resolve(formulation: str | Formulation) -> Formulation:
+def _resolve(formulation: str | Formulation, num_steps: int) -> Formulation:
     makers = {name.lower(): make for name, make in formulations.named().items()}
     if isinstance(formulation, str):
         name = formulation.lower()
         if name not in makers:
             raise unknown("formulation", formulation, makers)
         if name == "edm":
-            return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=_STEPS)
+            return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=num_steps)
         formulation = makers[name]()
     if not isinstance(formulation, Formulation):
         raise InputError(f"formulation is {formulation!r}; it must be one of {', '.join(makers)} or a Formulation")

@@ -28,8 +28,6 @@ from edmund.sbi.priors import Prior
 FILE = "posterior.json"
 _START = 1 << 41
 """The stream of a key that a composition's start is drawn from; samplers draw from none so far out."""
-_ROWS = 1 << 12
-"""Rows that go through the network at once."""
 _MODE_LEVELS = (0.3, 0.1, 0.03)
 """Noise levels, in posterior stds, of the scores that `map` climbs by."""
 _MODE_STEPS = 30
@@ -270,7 +268,7 @@ class Posterior:
             seeds=_seeds(seed, n),
             sampler=sampler,
             num_steps=num_steps,
-            batch_size=_ROWS if batch_size is None else batch_size,
+            batch_size=self.network.rows_at_once if batch_size is None else batch_size,
             progress=progress,
         )
         assert isinstance(centred, Tensor)

@@ -200,7 +200,8 @@ def draw_simulations(
 ) -> tuple[Tensor, Tensor]:
     """(theta [M, D], x [M, *]) of a simulator that is learned from simulations.
 
-    validation: decides when it has learned. directory: of the run of its diffusion model, from which the same call goes on; samples: that this sees at most.
+    validation: decides when it has learned. directory: of the run of its diffusion model, from which the same call goes
+    on; samples: that this sees at most.
     """
     size = len(train) + len(validation)
     seen = max(samples, batch_size)
