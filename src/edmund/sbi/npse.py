@@ -27,9 +27,10 @@ from edmund.sbi.simulations import SimulationData, Simulations
 from edmund.sbi.surrogate import MOST_NUMBERS, Enlarged, check_learns, draw_simulations, drawn_for
 from edmund.training import TrainingResult
 
-_SHARES = {"half": 0.5, "tenth": 0.1}
-"""Of the simulator's own simulations among those of a learned one, by the runs' folders. The more there are, the sooner
-a network knows them by heart; the fewer, the more it learns of the learned simulator's errors.
+_SHARES = {"half": (0.5, 2), "tenth": (0.1, 1)}
+"""By the runs' folders, the share of the simulator's own simulations among those of a learned one, and what the effort
+is divided by. The more there are, the sooner a network knows them by heart; the fewer, the more it learns of the
+learned simulator's errors.
 """
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
@@ -147,7 +148,7 @@ class NPSE:
     ) -> tuple[Model, TrainingResult]:
         found = []
         drawn: tuple[Tensor, Tensor] | None = None
-        for name, share in _SHARES.items() if plan.drawn else [("simulations", 1.0)]:
+        for name, (share, divisor) in _SHARES.items() if plan.drawn else [("simulations", (1.0, 1))]:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -176,7 +177,7 @@ class NPSE:
                 Mapped(validation, self._inward),
                 network,
                 self.formulation,
-                plan.effort,
+                plan.effort.shared(divisor),
                 folder / name,
                 transform=self.prior.transform,
                 fitted_on=Mapped(train, self._inward),
@@ -213,7 +214,7 @@ class NPSE:
         network = "mlp" if self.network == "auto" else self.network
         body = mlp_for(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(1024, max(64, size // 4))
-        seen = check_count("samples", samples) if samples is not None else min(max(600 * size, 4_000_000), 16_000_000)
+        seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
         effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 4, batch))
         return _Plan(body, effort, drawn_for(size) if learns else 0)
 
