@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edmund.errors import InputError
-from edmund.integrate import _A, _C, _ERROR, ROUGHLY, _step, integrate
+from edmund.integrate import _A, _C, _ERROR, _step, integrate
 
 F64 = torch.float64
 RATES = torch.tensor([0.3, -1.0, 2.0, -20.0, 0.0], dtype=F64)
@@ -128,43 +128,6 @@ def test_counts_calls_and_arrivals():
     assert torch.equal(done.calls, seen) and sum(arrivals) == 5 and len(arrivals) > 1
 
 
-def rough(t, y, rows):
-    """y' = -y + cos t; for odd samples with a ripple of 200 to 600 turns a unit, in step with no length of steps."""
-    return -y + (torch.cos(t) + 0.05 * (rows % 2) * torch.sin(2 * math.pi * (200 + 20 * t) * t))[:, None]
-
-
-def test_coarse_steps_average_over_a_ripple():
-    start, told = torch.zeros(4, 1, dtype=F64), []
-    options = {"rtol": 1e-6, "atol": 1e-6}
-    found = integrate(rough, start, 0.0, 10.0, coarse=0.1, exceeded=lambda rows, e: told.append((rows, e)), **options)
-    truth = (math.cos(10) + math.sin(10) - math.exp(-10)) / 2
-    assert found.calls[1] < 2000 and (found.y[1] - truth).abs() < 0.02
-    assert (found.y[0] - truth).abs() < 1e-5
-    rows, errors = (torch.cat(each) for each in zip(*told, strict=True))
-    assert set(rows.tolist()) == {1, 3} and errors.min() > 1
-    bound = ROUGHLY * 1e-6 * 2 * errors[rows == 1].square().sum().sqrt()  # |y| < 1, and no later step forgets an error
-    assert (found.y[1] - truth).abs() < 2 * bound < 0.2
-    resolved = integrate(rough, start[:2], 0.0, 10.0, **options)
-    assert resolved.calls[1] > 10_000 and (resolved.y[1] - truth).abs() < 1e-3
-    assert resolved.calls[0] == found.calls[0]
-
-
-def test_sharp_bends_are_no_ripple():
-    def bend(t, y, rows):
-        """y = tanh of a steepness times t, one a sample."""
-        steep = 10.0 ** (rows + 1)
-        return (steep / torch.cosh((steep * t).clamp(-300, 300)).square())[:, None]
-
-    told = []
-    steep = 10.0 ** torch.arange(1, 5, dtype=F64)[:, None]
-    start = torch.tanh(-0.3 * steep)
-    found = integrate(
-        bend, start, -0.3, 0.7, rtol=1e-6, atol=1e-6, coarse=0.1, exceeded=lambda rows, e: told.append(rows)
-    )
-    plain = integrate(bend, start, -0.3, 0.7, rtol=1e-6, atol=1e-6)
-    assert not told and torch.equal(found.y, plain.y)
-
-
 def test_float32_states_stay_so():
     done = integrate(logistic, torch.full((5, 2), 0.3), 0.0, 3.0, rtol=1e-5, atol=1e-5)
     assert done.y.dtype == torch.float32
@@ -205,7 +168,6 @@ def run(f=oscillator, t0=0.0, t1=1.0, **options):
         ({"t1": 0.0}, "t0 and t1 are both 0.0"),
         ({"t1": math.inf}, "t1 is inf"),
         ({"max_steps": 0}, "max_steps is 0"),
-        ({"coarse": 0.0}, "coarse is 0.0"),
         ({"times": torch.tensor([0.5, 1.5])}, "times is"),
         ({"times": torch.tensor([math.nan])}, "times is"),
         ({"times": torch.tensor(0.5)}, "times is"),

@@ -13,12 +13,6 @@ a step is taken where e <= 1, and the next one is 0.9 e^(-1/5) times as long (be
 & Wanner, "Solving Ordinary Differential Equations I", II.4). Between the ends of a step the solution is the pair's
 continuous extension of order 4 (the same book, II.6).
 
-Where f is rough, as of a network that hears t in tones of many turns, the error falls no faster than the step until the
-step has become shorter than all the tones, and what thousands of steps resolve averages out over long ones. Where the
-caller names a step that is `coarse`, the errors of two trials from one place, none longer than it, are compared: a
-shorter step whose error fell by less than h^(5/2), where a smooth f has h^5, is taken as it is, and after it others of
-up to the coarse length whose error a unit of t is no more than twice as large.
-
 Every sample has its own time and its own steps, so what becomes of it does not depend on the batch it is in; those that
 arrive leave the batch.
 """
@@ -56,11 +50,7 @@ _INNER = (
     69997945 / 29380423,
 )
 _ORDER = 5
-ROUGHLY = (sum(weight**2 for weight in _A[-1]) / sum(weight**2 for weight in _ERROR)) ** 0.5
-"""How many times the error estimate of a step is its error, where f is independent noise from stage to stage."""
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 10.0
-_ROUGH_ORDER = 2.5
-"""An error that falls with the step by a lower power than this is that of a rough f."""
 
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 """f(t [A], y [A, *], rows [A]) -> dy/dt [A, *], for the samples `rows` (int64) of the batch that are on their way."""
@@ -91,17 +81,13 @@ def integrate(
     times: Tensor | None = None,
     max_steps: int = 10_000,
     arrived: Callable[[int], None] | None = None,
-    coarse: float | None = None,
-    exceeded: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Solution:
     """The solution of dy/dt = f(t, y) at t1 from y0 [B, *] at t0; t1 may lie on either side of t0.
 
     rtol, atol: the error allowed in each step, relative to |y| and absolute. norm: makes one number a sample [B] of the
     scaled errors [B, *]. times: where the solution is wanted besides, float64 [M], between t0 and t1, in any order.
-    max_steps: the most steps tried for a sample. arrived: told how many samples have just reached t1. coarse: the
-    longest step that is taken against the tolerances where f is rough (above); None: none is. exceeded: told of such
-    steps, the samples [A] and their scaled errors e > 1 [A]. Times and steps are float64 [B] (float32 where the device
-    has none); y keeps its dtype.
+    max_steps: the most steps tried for a sample. arrived: told how many samples have just reached t1. Times and steps
+    are float64 [B] (float32 where the device has none); y keeps its dtype.
 
     Raises InputError for tolerances and times that cannot be used, where the step falls below the rounding of t (f is
     not finite or not smooth, or the tolerances are below f's own rounding), and where max_steps is not enough.
@@ -109,8 +95,6 @@ def integrate(
     check_positive("rtol", rtol)
     check_positive("atol", atol)
     check_count("max_steps", max_steps)
-    if coarse is not None:
-        check_positive("coarse", coarse)
     if check_number("t1", t1) == check_number("t0", t0):
         raise InputError(f"t0 and t1 are both {t0!r}; there must be a way to go")
     clock = torch.float32 if y0.device.type == "mps" else torch.float64
@@ -128,9 +112,6 @@ def integrate(
     k_first = f(t, y, rows)
     h = _first_step(f, t, y, k_first, rows, abs(t1 - t0), forward, rtol, atol, norm)
     calls += 2
-    # Of the trial before from the same place its length and error (0: there was none), and the error a unit of t that a
-    # rough f has shown.
-    tried, missed, roughness = torch.zeros_like(h), torch.zeros_like(h), torch.zeros_like(h)
     for _ in range(max_steps):
         last = h >= (t1 - t).abs()
         h = torch.where(last, (t1 - t).abs(), h)
@@ -138,18 +119,6 @@ def integrate(
         e = norm(error)
         calls[rows] += 6
         accepted = e <= 1  # not where e is NaN
-        forced = torch.zeros_like(accepted)
-        if coarse is not None:
-            size = e.to(clock)
-            fall = torch.exp(_ROUGH_ORDER * torch.log(h / tried))  # infinite where there was no trial
-            stubborn = (tried > 0) & (tried <= coarse) & (h < tried) & (size > missed * fall)
-            forced = ~accepted & (h <= coarse) & size.isfinite() & (stubborn | (size <= 2 * roughness * h))
-            roughness = torch.where(forced & stubborn, torch.maximum(roughness, size / h), roughness)
-            accepted = accepted | forced
-            tried = torch.where(accepted | ~size.isfinite(), 0.0, h)
-            missed = size
-            if exceeded is not None and bool(forced.any()):
-                exceeded(rows[forced], e[forced])
         t_new = torch.where(last, t1, t + forward * h)
         if len(wanted):
             _fill(at, wanted, rows, accepted, t, t_new, forward, y, y_new, k)
@@ -162,8 +131,6 @@ def integrate(
         growth = (_SAFETY * torch.exp(torch.log(e) * (-1 / _ORDER))).clamp(_LEAST, _MOST)
         growth = torch.where(accepted, growth, torch.where(e.isfinite(), growth.clamp(max=1.0), _LEAST))
         h = h * growth.to(clock)
-        if coarse is not None:
-            h = torch.where(forced, (h / growth.to(clock) * 2).clamp(max=coarse), h)
         finished = accepted & last
         stuck = ~finished & (h < shortest)
         any_finished, any_stuck = torch.stack([finished.any(), stuck.any()]).tolist()
@@ -178,7 +145,6 @@ def integrate(
                 arrived(int(finished.sum()))
             under_way = ~finished
             rows, t, h, y, k_first = (each[under_way] for each in (rows, t, h, y, k_first))
-            tried, missed, roughness = (each[under_way] for each in (tried, missed, roughness))
             if len(rows) == 0:
                 return Solution(out, at, calls)
     raise InputError(

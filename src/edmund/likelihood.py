@@ -29,11 +29,8 @@ each sample's own condition. What remains is the data's skewness, of order (d / 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -47,7 +44,7 @@ from edmund import progress as progress_bars
 from edmund.arguments import check_condition, device_of, evaluation_mode, rows_of
 from edmund.denoiser import Denoiser
 from edmund.errors import InputError, check_count, unknown
-from edmund.integrate import ROUGHLY, rms
+from edmund.integrate import rms
 from edmund.model import Model
 from edmund.noise import Seeded
 from edmund.probability_flow import Path, check_answers, check_data, checked_call, opened, resolve
@@ -55,8 +52,6 @@ from edmund.transform import Identity, MinMax
 
 # The denoiser is called on about this many numbers at a time, with the graph for a product with its Jacobian.
 _BATCH_ELEMENTS = 1 << 16
-# A denoiser that is rough in sigma is met with about as many steps.
-_COARSE_STEPS = 64
 # Streams of a seed that no sampler draws from.
 _STREAM_DEQUANTISE = -1
 _STREAM_SIGNS = -2
@@ -122,13 +117,11 @@ def log_prob(
     images 2 or more probes of Hutchinson's estimate, whose standard error is in `LogProb.error`. seeds: of the probes,
     one integer a sample, None: 0 .. B-1; a sample's probes depend on its seed alone.
 
-    rtol, atol: the error allowed in each step, of z and of the log-density per dimension; None: 1e-6, but a denoiser
-    that proves rough in sigma (as a network that hears (M - 1) t, VP's, may be) is met with steps that average over its
-    ripple instead, with a warning that says the error left. Each sample takes steps of its own. Fixed steps instead
-    where sampler, num_steps or grid is given: the sampler goes up the levels of `edmund.sample` (without the last, 0)
-    over the process's t; what is not given comes from the denoiser's formulation. sigma_min, sigma_max: the range;
-    None: the formulation's. A denoiser that knows only certain levels, such as `Discrete`, is asked between them by
-    steps to a tolerance, so it needs num_steps.
+    rtol, atol: the error allowed in each step, of z and of the log-density per dimension; None: 1e-6. Each sample takes
+    steps of its own. Fixed steps instead where sampler, num_steps or grid is given: the sampler goes up the levels of
+    `edmund.sample` (without the last, 0) over the process's t; what is not given comes from the denoiser's formulation.
+    sigma_min, sigma_max: the range; None: the formulation's. A denoiser that knows only certain levels, such as
+    `Discrete`, is asked between them by steps to a tolerance, so it needs num_steps.
 
     batch_size: samples at a time; rows of about 2^16 numbers go through the denoiser at once. device: as of
     `edmund.sample`. A module in training mode is put in evaluation mode meanwhile.
@@ -151,8 +144,6 @@ def log_prob(
         atol=atol,
         purpose="a likelihood",
     )
-    if path.sampler is None and rtol is None and atol is None:
-        path = dataclasses.replace(path, coarse=math.log(path.sigma_max / path.sigma_min) / _COARSE_STEPS)
     conditions = check_condition(condition, n, oracle)
     keys = _probe_keys(n, n_probes, seeds)
     directions = dim if n_probes is None else n_probes
@@ -164,7 +155,7 @@ def log_prob(
     real = torch.float32 if where.type == "mps" else torch.float64
 
     value, error = torch.empty(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    nfe, unresolved = torch.empty(n, dtype=torch.int64), torch.zeros(n, dtype=torch.float64)
+    nfe = torch.empty(n, dtype=torch.int64)
     scale = None if path.sampler is None else _scale_of(oracle)
     widened = _WithDivergence(oracle, item, exact=n_probes is None, scale=scale)
     bar = progress_bars.track(n, "log-density", enabled=progress)
@@ -183,16 +174,7 @@ def log_prob(
                 growth = widened.growth(z, path.sigma_max, given, probes)
                 told = {**told, _GROWTH: growth}
             state = torch.cat([z.flatten(1), z.new_zeros(len(z), 1 if probes is None else directions)], dim=1)
-            off = torch.zeros(len(z), dtype=real, device=z.device)
-            state, calls = path.run(
-                widened,
-                state,
-                told,
-                norm=lambda e: _largest(e, dim),
-                arrived=bar.advance,
-                exceeded=functools.partial(_add_squares, off),
-            )
-            unresolved[start:stop] = off.sqrt().cpu()
+            state, calls = path.run(widened, state, told, norm=lambda e: _largest(e, dim), arrived=bar.advance)
             end = state[:, :dim].reshape(z.shape)
             gained = dim * widened.gain(state[:, dim:], growth, path).to(torch.float64)
             if law == "moments":
@@ -207,7 +189,6 @@ def log_prob(
             if probes is not None:
                 error[start:stop] = (gained.std(1) / math.sqrt(directions)).cpu()
             nfe[start:stop] = calls.cpu()
-        _warn_of_roughness(unresolved, path)
         value += transform.log_abs_det(data).cpu()
     return LogProb(value, error, nfe) if return_error else value
 
@@ -367,23 +348,6 @@ def _with_products(
         products.append((gradient.reshape(part.shape) * part).flatten(2).sum(2))
         denoised = out.detach().reshape(len(z), count, *z.shape[1:])[:, 0]
     return denoised, torch.cat(products, dim=1)
-
-
-def _add_squares(total: Tensor, rows: Tensor, scaled: Tensor) -> None:
-    total[rows] += scaled.to(total).square()
-
-
-def _warn_of_roughness(unresolved: Tensor, path: Path) -> None:
-    """unresolved [B]: the root of the sum of squares of the scaled errors of steps that were taken nevertheless."""
-    above = int((unresolved > 0).sum())
-    if above > 0:
-        left = ROUGHLY * path.atol * unresolved.max().item()
-        warnings.warn(
-            f"log_prob: the denoiser is rough in sigma, and for {above} of {len(unresolved)} samples steps of "
-            f"{path.coarse:.2g} in ln sigma were not shortened until they resolve it; that leaves an error of about "
-            f"{left:.1g} nats a dimension. Give rtol and atol to have it resolved, at thousands of calls",
-            stacklevel=3,
-        )
 
 
 def _largest(scaled: Tensor, dim: int) -> Tensor:

@@ -37,7 +37,7 @@ TOLERANCE = 1e-6
 @dataclass(frozen=True)
 class Path:
     """How the ODE is integrated from sigma_min up to sigma_max: by `sampler` over the rising `sigmas` [N], or, where it
-    is None, to the tolerances rtol and atol; coarse: of a denoiser that is rough in ln sigma, see `integrate`.
+    is None, to the tolerances rtol and atol.
     """
 
     sigmas: Tensor
@@ -45,7 +45,6 @@ class Path:
     sampler: samplers.Sampler | None
     rtol: float
     atol: float
-    coarse: float | None = None
 
     @property
     def sigma_min(self) -> float:
@@ -65,14 +64,13 @@ class Path:
         *,
         norm: Callable[[Tensor], Tensor] = rms,
         arrived: Callable[[int], None] | None = None,
-        exceeded: Callable[[Tensor, Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The unscaled state at sigma_max from z [B, *] at sigma_min, and the denoiser calls of each sample, int64 [B].
 
-        condition: tensors of batch B. norm, arrived, exceeded: see `integrate`.
+        condition: tensors of batch B. norm, arrived: see `integrate`.
         """
         if self.sampler is None:
-            return self._adaptive(denoiser, z, condition, norm, arrived, exceeded)
+            return self._adaptive(denoiser, z, condition, norm, arrived)
         s_start, s_end = self.process.s(self.process.t(self.sigmas[[0, -1]])).tolist()
         calls = [0]
 
@@ -91,7 +89,6 @@ class Path:
         condition: Mapping[str, Tensor],
         norm: Callable[[Tensor], Tensor],
         arrived: Callable[[int], None] | None,
-        exceeded: Callable[[Tensor, Tensor], None] | None,
     ) -> tuple[Tensor, Tensor]:
         def slope(log_sigma: Tensor, z: Tensor, rows: Tensor) -> Tensor:
             return z - checked_call(
@@ -99,18 +96,7 @@ class Path:
             )
 
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        done = integrate(
-            slope,
-            z,
-            low,
-            high,
-            rtol=self.rtol,
-            atol=self.atol,
-            norm=norm,
-            arrived=arrived,
-            coarse=self.coarse,
-            exceeded=exceeded,
-        )
+        done = integrate(slope, z, low, high, rtol=self.rtol, atol=self.atol, norm=norm, arrived=arrived)
         return done.y, done.calls
 
 

@@ -34,6 +34,10 @@ learned simulator's errors.
 """
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
+_VP_M = 6
+"""Of VP's noise input (M - 1) t: of the 1000 of images, the network's tones make two thousand turns on the way from
+noise to data, which it does not unlearn from a few simulations, and which an adaptive solver resolves one by one.
+"""
 _P_STD = 1.6
 """Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
 
@@ -234,7 +238,7 @@ def _resolve(formulation: str | Formulation, num_steps: int) -> Formulation:
             raise unknown("formulation", formulation, makers)
         if name == "edm":
             return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=num_steps)
-        formulation = makers[name]()
+        formulation = formulations.VP(M=_VP_M) if name == "vp" else makers[name]()
     if not isinstance(formulation, Formulation):
         raise InputError(f"formulation is {formulation!r}; it must be one of {', '.join(makers)} or a Formulation")
     # What the model works in is whitened: its unit variance is not estimated, but made.
