@@ -35,15 +35,20 @@ def _level(sigma: Tensor | float, x: Tensor) -> Tensor:
     return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-_ROWS = 32
+def _rotated(x: Tensor, matrices: Tensor) -> Tensor:
+    """x [B, K, D] times matrices [K, D, E]: [B, K, E].
+
+    Summed here and not by a matrix product: BLAS picks its order of summation by the number of rows and a row's place
+    among them, and a sample must not depend on its batch.
+    """
+    return (x[..., None] * matrices).sum(-2)
 
 
 def _by_rows(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`product` of x [B, *], a matrix product row by row, evaluated on blocks of always _ROWS rows (zeros fill the
-    last): BLAS picks its order of summation by the number of rows, and a sample must not depend on its batch.
+    """`product` of x [B, D], a matrix product of one row at a time, for the same reason where the matrix is large. Each
+    row in memory of its own, as the order depends on the place in memory as well.
     """
-    padded = nn.functional.pad(x, (*(0, 0) * (x.ndim - 1), 0, -len(x) % _ROWS))
-    return torch.cat([product(block) for block in torch.split(padded, _ROWS)])[: len(x)]
+    return torch.cat([product(row.clone()) for row in torch.split(x, 1)])
 
 
 def _float64(argument: str, value: Tensor | Sequence[float]) -> Tensor:
@@ -124,7 +129,7 @@ class GaussianMixture(_Exact):
         offsets = x[:, None, :] - self.means.to(x.dtype)
         if self._axes is not None:
             axes = self._axes.to(x.dtype)
-            offsets = _by_rows(lambda rows: torch.einsum("bkd,kde->bke", rows, axes), offsets)
+            offsets = _rotated(offsets, axes)
         variances = self._variances.to(x.dtype) + _level(sigma, x)[..., None] ** 2
         log_density = -0.5 * (offsets**2 / variances + torch.log(2 * math.pi * variances)).sum(-1)
         return offsets, variances, log_density + torch.log(self.weights.to(x.dtype))
@@ -135,7 +140,7 @@ class GaussianMixture(_Exact):
         shrunk = self._variances.to(x.dtype) / variances * offsets
         if self._axes is not None:
             axes = self._axes.to(x.dtype)
-            shrunk = _by_rows(lambda rows: torch.einsum("bke,kde->bkd", rows, axes), shrunk)
+            shrunk = _rotated(shrunk, axes.mT)
         return (torch.softmax(log_joint, dim=1)[..., None] * (self.means.to(x.dtype) + shrunk)).sum(1)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
@@ -211,6 +216,6 @@ class Empirical(_Exact):
         points = self.dataset.flatten(1).to(x.dtype)
         flat = x.flatten(1)
         # The term ||x||^2 is the same for all points and drops out of the softmax.
-        products = _by_rows(lambda rows: rows @ points.T, flat)
+        products = _by_rows(lambda row: row @ points.T, flat)
         logits = (products - 0.5 * (points**2).sum(1)) / _level(sigma, flat) ** 2
-        return _by_rows(lambda rows: rows @ points, torch.softmax(logits, dim=1)).reshape(x.shape)
+        return _by_rows(lambda row: row @ points, torch.softmax(logits, dim=1)).reshape(x.shape)
