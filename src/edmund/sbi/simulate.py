@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import pickle
 import sys
@@ -122,7 +121,7 @@ def simulate(
     done: set[int] = set()
     if directory is not None:
         asked = {"seed": seed, "n": n, "batch": size, "nan": nan, "prior": _fingerprint(theta)}
-        store = _opened(Path(directory), asked)
+        store = Store.open(Path(directory), asked)
         for number in range(len(starts)):
             found = store.load(number)
             if found is not None:
@@ -218,24 +217,6 @@ class _Collected:
         if not failures:
             return SimulationResult(self.theta, self.x, torch.arange(len(self.theta)), ())
         return SimulationResult(self.theta[self.kept], self.x[self.kept], self.kept.nonzero().flatten(), failures)
-
-
-def _opened(folder: Path, asked: dict[str, Any]) -> Store:
-    """The folder's store; where nothing but the prior's draws is another, the refusal says so in words."""
-    try:
-        return Store.open(folder, asked)
-    except InputError:
-        try:
-            saved = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            saved = None
-        if not isinstance(saved, dict) or saved | {"prior": asked["prior"]} != asked:
-            raise
-        raise InputError(
-            f"directory: {str(folder)!r} holds another run: the prior's draws under seed {asked['seed']} differ there "
-            f"and here; it is another prior, or draws from a generator of its own, which cannot be resumed: let it "
-            f"draw from the global generator, and use another folder"
-        ) from None
 
 
 def _fingerprint(theta: Tensor) -> str:

@@ -33,6 +33,13 @@ class Store:
                 saved = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise InputError(f"directory: {str(path)!r} cannot be read: {error}") from error
+            # All but the prior's draws, which are told by a digest that says nothing to a reader.
+            if isinstance(saved, dict) and saved != manifest and saved | {"prior": manifest["prior"]} == manifest:
+                raise InputError(
+                    f"directory: {str(folder)!r} holds another run: the prior's draws under seed {manifest['seed']} "
+                    "differ there and here; it is another prior, or draws from a generator of its own, which cannot be "
+                    "resumed: let it draw from the global generator, and use another folder"
+                )
             check_same(saved, manifest, folder)
         elif folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"directory: {str(folder)!r} holds other files and no simulations; use an empty folder")
