@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_ndtr
+from scipy.special import log_ndtr, ndtr
 from scipy.stats import kstest
 from torch import Tensor
 
@@ -65,6 +65,7 @@ ON_VECTORS: list[Transform] = [
     Bounded([0.0, -1.0, None, None], [1.0, None, 3.0, None]),
     Probit(0.0, 1.0),
     Probit([0.0, -1.0, -2.0, 0.0], [1.0, 3.0, 5.0, 1.5]),
+    Probit([0.0, -1.0, -2.0, 0.0], [1.0, 3.0, 5.0, 1.5], [0.01, 0.2, 0.7, 1.0]),
     Whiten([0.1, 0.2, 0.3, 0.4], LOWER),
     Blocks([([0, 1, 2, 3], Probit(0.0, 1.0))]),
     Blocks([([0], Probit(0.0, 1.0)), ([1, 2], Scale([2.0, -3.0])), ([3], Log1p())]),
@@ -225,6 +226,30 @@ def test_probit_keeps_digits_near_both_bounds(where: str) -> None:
     torch.testing.assert_close(transform.forward(y), x, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("width", [1e-3, 0.05, 0.2, 0.7, 1.0])
+def test_uniform_numbers_through_probit_have_unit_variance_and_tails_of_that_width(width: float) -> None:
+    transform = Probit(-1.0, 3.0, width)
+    u = (torch.arange(1_000_000, dtype=torch.float64) + 0.5)[:, None] / 1_000_000
+    x = transform.forward(4 * u - 1)
+    assert float(x.mean()) == pytest.approx(0, abs=1e-9) and float(x.square().mean()) == pytest.approx(1, abs=1e-4)
+    # Far out, x moves by the width where a normal number moves by 1.
+    q = torch.tensor([[-30.0], [-20.0]], dtype=torch.float64)
+    y = 4 * torch.from_numpy(ndtr(q.numpy()))
+    x = Probit(0.0, 4.0, width).forward(y)
+    assert float(x[1] - x[0]) == pytest.approx(10 * width, rel=1e-9)
+    # And back, from wherever a sampler may end.
+    far = torch.linspace(-8, 8, 1001, dtype=torch.float64)[:, None] * (0.3 + width)
+    again = transform.forward(transform.inverse(far)[250:751])
+    torch.testing.assert_close(again, far[250:751], rtol=1e-9, atol=1e-9)
+
+
+def test_the_inverse_of_probit_has_second_derivatives() -> None:
+    transform = Probit(-1.0, 3.0, 0.2)
+    x = torch.linspace(-2.2, 2.2, 45, dtype=torch.float64)[:, None].requires_grad_()
+    torch.autograd.gradcheck(transform.inverse, (x,))
+    torch.autograd.gradgradcheck(transform.inverse, (x,))
+
+
 def test_probit_is_differentiable_in_the_middle() -> None:
     transform = Probit(-1.0, 1.0)
     slope = 2 / math.sqrt(2 * math.pi)
@@ -331,6 +356,7 @@ def test_fit_refuses(transform: type[Standardise | MinMax], batches: list[Tensor
         (lambda: Chain(["log1p"]), "transforms holds 'log1p'"),
         (lambda: Probit(2.0, 1.0), "low is 2.0, high is 1.0"),
         (lambda: Probit(0.0, INF), "high is inf"),
+        (lambda: Probit(0.0, 1.0, 0.0), "width is 0.0; it must be above 0 and at most 1"),
         (lambda: Whiten(0.0, [[1.0]]), r"mean has shape \[\] and cholesky \[1, 1\]"),
         (lambda: Whiten([0.0, 0.0], [1.0, 1.0]), r"mean has shape \[2\] and cholesky \[2\]"),
         (lambda: Whiten([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]]), "must be lower triangular"),

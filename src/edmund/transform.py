@@ -37,6 +37,9 @@ Statistic: TypeAlias = "float | tuple[Statistic, ...]"
 StatisticLike: TypeAlias = float | Tensor | Sequence[Any]
 """What a person may give for a statistic: a number, a tensor, an array or nested sequences."""
 
+_NEWTON = 8
+"""Newton's steps to the inverse of `Probit`: after as many, rounding is all that is left for widths from 0.0001 on."""
+
 
 class Transform(ABC):
     """A bijection of a batch y [B, *], in the user's units, to x of the same shape, in the model's."""
@@ -318,46 +321,100 @@ class Bounded(Transform):
 
 @dataclass(frozen=True)
 class Probit(Transform):
-    """Uniform numbers between `low` and `high` to standard normal ones: x = Phi^-1((y - low) / (high - low)).
+    """Numbers between `low` and `high` to all real ones, which with u = (y - low) / (high - low) are
 
-    Phi is the standard normal distribution function, so that a uniform law in y is exactly N(0, 1) in x. The bounds lie
-    infinitely far away: a y on or outside them is an InputError, and an x whose y is nearer to a bound than its dtype
-    can tell (for (0, 1) above 8.3 in float64, 5.4 in float32) comes back as the bound.
+        x = a (2 u - 1) + width Phi^-1(u)
+
+    Phi is the standard normal distribution function, 0 < width <= 1, and a >= 0 is such that the x of a uniform u has
+    variance 1. With width 1, a is 0: a uniform law in y is exactly N(0, 1) in x. The smaller the width, the more is x
+    the standardised y between its bounds, and the shorter are the tails beyond, those of a normal law that wide.
+
+    The bounds lie infinitely far away: a y on or outside them is an InputError, and an x whose y is nearer to a bound
+    than its dtype can tell (for (0, 1) and width 1 above 8.3 in float64, 5.4 in float32) comes back as the bound.
     """
 
     low: Statistic
     high: Statistic
+    width: Statistic
     name: ClassVar[str] = "probit"
 
-    def __init__(self, low: StatisticLike, high: StatisticLike) -> None:
-        _store(self, low=low, high=high)
+    def __init__(self, low: StatisticLike, high: StatisticLike, width: StatisticLike = 1.0) -> None:
+        _store(self, low=low, high=high, width=width)
         if not (_tensor(self.low) < _tensor(self.high)).all():
             raise InputError(
                 f"low is {_shown(self.low)}, high is {_shown(self.high)}; low must be below high everywhere"
             )
+        if not ((_tensor(self.width) > 0) & (_tensor(self.width) <= 1)).all():
+            raise InputError(f"width is {_shown(self.width)}; it must be above 0 and at most 1 everywhere")
 
     def forward(self, y: Tensor) -> Tensor:
         y = _floating(y)
-        low, high = _aligned(self, "low", y), _aligned(self, "high", y)
-        above, below = (y - low) / (high - low), (high - y) / (high - low)
-        limits = f"({_shown(self.low)}, {_shown(self.high)})"
-        _refuse(~((above > 0) & (below > 0)), y, f"are on or outside the bounds {limits}")
-        # Counted from the nearer bound, so that a value close to either keeps its digits.
-        lower = above < below
-        x = torch.special.ndtri(torch.where(lower, above, below))
-        return torch.where(lower, x, -x)
+        above, below = self._shares(y)
+        slope, width = self._factors(y)
+        return slope * (above - below) + width * self._quantile(above, below)
 
     def inverse(self, x: Tensor) -> Tensor:
         low, high = _aligned(self, "low", x), _aligned(self, "high", x)
-        lower = x < 0
-        # Phi(-|x|); erfc keeps its digits in the tail, where torch.special.ndtr, which is 1 + erf, has none.
-        tail = torch.special.erfc(torch.where(lower, -x, x) / math.sqrt(2)) / 2
+        q = self._solved(x)
+        lower = q < 0
+        # Phi(-|q|); erfc keeps its digits in the tail, where torch.special.ndtr, which is 1 + erf, has none.
+        tail = torch.special.erfc(torch.where(lower, -q, q) / math.sqrt(2)) / 2
         return torch.where(lower, low + (high - low) * tail, high - (high - low) * tail)
 
     def log_abs_det(self, y: Tensor) -> Tensor:
         y = _floating(y)
-        width = _aligned(self, "high", y) - _aligned(self, "low", y)
-        return _sum(self.forward(y).square() / 2 + math.log(2 * math.pi) / 2 - width.log())
+        slope, width = self._factors(y)
+        range_ = _aligned(self, "high", y) - _aligned(self, "low", y)
+        # dx/du = 2 a + width / phi(q); the second may be beyond what a float can hold.
+        steep = self._quantile(*self._shares(y)).square() / 2 + math.log(2 * math.pi) / 2 + width.log()
+        return _sum(torch.logaddexp((2 * slope).log(), steep) - range_.log())
+
+    def _shares(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(u, 1 - u), each counted from its own bound, so that a value close to either keeps its digits."""
+        low, high = _aligned(self, "low", y), _aligned(self, "high", y)
+        above, below = (y - low) / (high - low), (high - y) / (high - low)
+        limits = f"({_shown(self.low)}, {_shown(self.high)})"
+        _refuse(~((above > 0) & (below > 0)), y, f"are on or outside the bounds {limits}")
+        return above, below
+
+    @staticmethod
+    def _quantile(above: Tensor, below: Tensor) -> Tensor:
+        """q = Phi^-1(u) of (u, 1 - u)."""
+        lower = above < below
+        q = torch.special.ndtri(torch.where(lower, above, below))
+        return torch.where(lower, q, -q)
+
+    def _factors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, width): Var x = a^2 / 3 + 2 a width / sqrt(pi) + width^2 = 1, for E (2 u - 1) q = 1 / sqrt(pi)."""
+        width = _aligned(self, "width", like)
+        half = width / math.sqrt(math.pi)
+        # The root of a quadratic equation, without the difference of two near numbers as width goes to 1.
+        slope = (1 - width.square()) / (half + (half.square() + (1 - width.square()) / 3).sqrt())
+        return slope, width
+
+    def _solved(self, x: Tensor) -> Tensor:
+        """q with a erf(q / sqrt(2)) + width q = x.
+
+        Newton's method, for |x|: the function is concave there, and so every tangent from below the root ends below it;
+        the first guess is the greater of two such ends, the tangent at 0 and the asymptote. The last two steps are
+        taken with derivatives, which makes those of q right up to the second.
+        """
+        slope, width = self._factors(x)
+        if not (slope > 0).any():
+            return x / width
+
+        def step(q: Tensor, target: Tensor) -> Tensor:
+            rise = width + slope * math.sqrt(2 / math.pi) * torch.exp(-q.square() / 2)
+            moved: Tensor = q + (target - slope * torch.special.erf(q / math.sqrt(2)) - width * q) / rise
+            return moved
+
+        with torch.no_grad():
+            size = x.abs()
+            q = torch.maximum(size / (width + slope * math.sqrt(2 / math.pi)), (size - slope) / width)
+            for _ in range(_NEWTON):
+                q = step(q, size)
+            q = torch.where(x < 0, -q, q)
+        return step(step(q, x), x)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +30,6 @@ class Effort:
     batch_size: int
     lr: float
     patience: int
-
-    def shared(self, divisor: int) -> Effort:
-        """That part of it."""
-        samples, patience = (max(each // divisor, self.batch_size) for each in (self.samples, self.patience))
-        return dataclasses.replace(self, samples=samples, patience=patience)
 
     def options(self, seed: int, device: torch.device | str | None) -> TrainingOptions:
         """The Trainer's. The learning rate falls as a cosine to 0, and what is delivered is the best average."""

@@ -27,10 +27,9 @@ from edmund.sbi.simulations import SimulationData, Simulations
 from edmund.sbi.surrogate import MOST_NUMBERS, Enlarged, check_learns, draw_simulations, drawn_for
 from edmund.training import TrainingResult
 
-_SHARES = {"half": (0.5, 2), "tenth": (0.1, 1)}
-"""By the runs' folders, the share of the simulator's own simulations among those of a learned one, and what the effort
-is divided by. The more there are, the sooner a network knows them by heart; the fewer, the more it learns of the
-learned simulator's errors.
+_SHARES = {"half": 0.5, "tenth": 0.1}
+"""By the runs' folders, the share of the simulator's own simulations among those of a learned one. The more there are,
+the sooner a network knows them by heart; the fewer, the more it learns of the learned simulator's errors.
 """
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
@@ -38,8 +37,11 @@ _VP_M = 6
 """Of VP's noise input (M - 1) t: of the 1000 of images, the network's tones make two thousand turns on the way from
 noise to data, which it does not unlearn from a few simulations, and which an adaptive solver resolves one by one.
 """
-_P_STD = 1.6
-"""Of EDM's noise density: wider than for images, as a posterior may be far narrower in one direction than another."""
+_P_STD, _SIGMA_MAX = 1.6, 20.0
+"""Of EDM: a noise density that is wider than for images, as a posterior may be far narrower in one direction than
+another, and a range that ends where noise hides what has unit variance and is sampled about its mean; above are a
+quarter of the steps of images.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class NPSE:
     ) -> tuple[Model, TrainingResult]:
         found = []
         drawn: tuple[Tensor, Tensor] | None = None
-        for name, (share, divisor) in _SHARES.items() if plan.drawn else [("simulations", (1.0, 1))]:
+        for name, share in _SHARES.items() if plan.drawn else [("simulations", 1.0)]:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -181,7 +183,7 @@ class NPSE:
                 Mapped(validation, self._inward),
                 network,
                 self.formulation,
-                plan.effort.shared(divisor),
+                plan.effort,
                 folder / name,
                 transform=self.prior.transform,
                 fitted_on=Mapped(train, self._inward),
@@ -217,7 +219,7 @@ class NPSE:
         learns = check_learns(learn_simulator, shape, self.simulations.nan, short)
         network = "mlp" if self.network == "auto" else self.network
         body = mlp_for(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
-        batch = check_count("batch_size", batch_size) if batch_size is not None else min(1024, max(64, size // 4))
+        batch = check_count("batch_size", batch_size) if batch_size is not None else min(2048, max(64, size // 4))
         seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
         effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 4, batch))
         return _Plan(body, effort, drawn_for(size) if learns else 0)
@@ -237,7 +239,7 @@ def _resolve(formulation: str | Formulation, num_steps: int) -> Formulation:
         if name not in makers:
             raise unknown("formulation", formulation, makers)
         if name == "edm":
-            return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=num_steps)
+            return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=num_steps, sigma_max=_SIGMA_MAX)
         formulation = formulations.VP(M=_VP_M) if name == "vp" else makers[name]()
     if not isinstance(formulation, Formulation):
         raise InputError(f"formulation is {formulation!r}; it must be one of {', '.join(makers)} or a Formulation")

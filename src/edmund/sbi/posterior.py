@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edmund import model as models
 from edmund import noise, samplers
+from edmund.denoiser import Denoiser
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count
 from edmund.likelihood import log_prob
@@ -174,7 +175,7 @@ class Posterior:
             (n, self.prior.dim),
             sampler=default[0] if sampler is None else sampler,
             num_steps=default[1] if num_steps is None else num_steps,
-            latents=self._latents(context, n, seed),
+            latents=self._latents(composed, context, n, seed),
             seeds=_seeds(seed, n),
             batch_size=batch_size,
             progress=show_progress_bars,
@@ -205,11 +206,13 @@ class Posterior:
             beta=1 / temperature,
         ).to(self._device)
 
-    def _latents(self, context: Tensor, n: int, seed: int) -> Tensor:
-        """Unit normals [n, D] moved so that at sigma_max they lie around the mean of the locations, as the data do."""
-        location = context[:, : self.prior.dim].mean(0).cpu().double()
+    def _latents(self, composed: Composition, context: Tensor, n: int, seed: int) -> Tensor:
+        """Unit normals [n, D] moved so that at sigma_max they lie around the posterior's mean, as the data do."""
+        location = context[:, : self.prior.dim].mean(0, keepdim=True)
+        with torch.no_grad():
+            mean = self._denoised(composed, location).cpu().double()
         normals = noise.normal(noise.keys(seed, torch.arange(n)), (self.prior.dim,), _START)
-        return normals + location / self.model.formulation.sigma_max
+        return normals + mean / self.model.formulation.sigma_max
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Writes the posterior's folder: a model's, and `posterior.json` with the prior and the network's arguments."""
@@ -258,13 +261,16 @@ class Posterior:
         batch_size: int | None,
         progress: bool,
     ) -> Tensor:
-        # A solver starts from noise around 0, and the posterior's lies around its location, which may be far from there
-        # in posterior stds: what is sampled is w - location.
+        # A solver starts from noise around 0, and the posterior's lies around its mean, which may be far from there in
+        # posterior stds: what is sampled is w - mean. What the denoiser says at sigma_max about the location is all but
+        # the mean.
         location, features = context[:, : self.prior.dim], context[:, self.prior.dim :]
+        with torch.no_grad():
+            mean = self._denoised(self.model.denoiser, location, context=context)
         centred = sample(
             self.model.denoiser,
             (n, self.prior.dim),
-            condition={"context": torch.cat([torch.zeros_like(location), features], 1)},
+            condition={"context": torch.cat([location - mean, features], 1)},
             seeds=_seeds(seed, n),
             sampler=sampler,
             num_steps=num_steps,
@@ -272,8 +278,14 @@ class Posterior:
             progress=progress,
         )
         assert isinstance(centred, Tensor)
-        w: Tensor = centred + location.to(centred)
+        w: Tensor = centred + mean.to(centred)
         return w
+
+    def _denoised(self, denoiser: Denoiser, at: Tensor, **condition: Tensor) -> Tensor:
+        """D(at [B, D]; sigma_max) [B, D]."""
+        sigma_max = torch.tensor(self.model.formulation.sigma_max, dtype=at.dtype)
+        denoised: Tensor = denoiser(at, sigma_max, **condition)
+        return denoised
 
     def _to_user(self, w: Tensor) -> Tensor:
         """theta float32 of w [n, D], inside the support whatever rounding does."""

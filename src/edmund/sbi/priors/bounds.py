@@ -132,7 +132,7 @@ def _first_above(limit: Tensor, dtype: torch.dtype) -> Tensor:
     found = torch.where(found.double() > limit, found, above)
     # Between -tiny and 0 the next number is 0; between 0 and tiny it is tiny.
     subnormal = (found.abs() < info.tiny) & (found != 0)
-    return torch.where(subnormal, torch.where(found > 0, info.tiny, 0.0).to(dtype), found)
+    return torch.where(subnormal, torch.where(found > 0, torch.full_like(found, info.tiny), 0.0), found)
 
 
 def of_distribution(distribution: Distribution) -> Limits:

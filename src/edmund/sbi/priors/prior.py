@@ -1,8 +1,9 @@
 """A prior as the rest of the package sees it: draws, a density, and a bijection of its support to unbounded space.
 
-Where the law of a parameter is known, the bijection carries it to the standard normal: ln p(theta) = ln N(z; 0, I) +
-ln |det dz/dtheta|, and a diffusion of the prior has a closed form. Where it is not, parameters with limits go through
-their logit or logarithm and everything is then standardised by the moments of draws.
+A normal or log-normal law is carried to the standard normal: ln p(theta) = ln N(z; 0, I) + ln |det dz/dtheta|, and a
+diffusion of the prior has a closed form. A uniform one stays about uniform, with short tails beyond its limits. In
+others, parameters with two limits get such tails too, those with one go through their logarithm, and everything is then
+standardised by the moments of draws.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from edmund.sbi.priors import laws as kinds
 from edmund.sbi.priors.bounds import Box
 from edmund.sbi.priors.laws import Law
 from edmund.sbi.seeding import seeded
-from edmund.transform import Blocks, Bounded, Chain, Standardise, Transform
+from edmund.transform import Blocks, Bounded, Chain, Probit, Standardise, Transform
 
 DRAWS = 10_000
-"""Draws that a law without a known normaliser is standardised by, and that its declared support is checked with."""
+"""Draws that a law is standardised by where there is no formula, and that its declared support is checked with."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,7 +53,7 @@ class Prior:
         >>> from torch.distributions import LogNormal, Uniform
         >>> prior = Prior.of([Uniform(0.0, 1.0), LogNormal(-0.9, 0.5)])
         >>> prior, prior.gaussian
-        (Prior(uniform [1], log_normal [1]), True)
+        (Prior(uniform [1], log_normal [1]), False)
         >>> theta = prior.to_user(torch.tensor([[0.0, 0.0], [40.0, -40.0]]))
         >>> prior.contains(theta).tolist()
         [True, True]
@@ -70,7 +71,7 @@ class Prior:
     @functools.cached_property
     def gaussian(self) -> bool:
         """Whether the prior is exactly N(0, I) in the space of its transform."""
-        return all(law.normaliser() is not None for law in self.laws)
+        return all(law.gaussian for law in self.laws)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """[n, D] float32 inside the support, on the CPU; the global random streams are as they were."""
@@ -192,7 +193,7 @@ def assembled(laws: list[Law], names: tuple[str, ...] | None = None) -> Prior:
     """The product of laws, with the transform that normalises or standardises each."""
     box = Box.joined([law.box for law in laws])
     box.inward(torch.zeros(1, box.dim))  # that float32 has numbers inside is seen here, and not at the first draw
-    parts = [law.normaliser() or _standardising(law) for law in laws]
+    parts = [law.transform() or _standardising(law) for law in laws]
     return Prior(tuple(laws), box, _side_by_side(laws, parts), names)
 
 
@@ -229,7 +230,7 @@ def _standardising(law: Law) -> Transform:
             f"{float(drawn[0, constant][0]):.6g} in all of {DRAWS} draws); leave them out, the simulator can set them"
         )
     _check_density(law.log_prob(drawn), "of its own draws")
-    free = Bounded(law.box.low, law.box.high)
+    free = _unbounded(law.box)
     bounded = bool((law.box.low.isfinite() | law.box.high.isfinite()).any())
     where, hint = "points spread over the support that it declares", ""
     if not bounded:
@@ -244,6 +245,17 @@ def _standardising(law: Law) -> Transform:
         f"reparametrise",
     )
     return whole
+
+
+def _unbounded(box: Box) -> Transform:
+    """The box to unbounded space."""
+    both = box.low.isfinite() & box.high.isfinite()
+    parts: list[tuple[list[int], Transform]] = []
+    if both.any():
+        parts.append((both.nonzero()[:, 0].tolist(), Probit(box.low[both], box.high[both], kinds.EDGE)))
+    if not both.all():
+        parts.append(((~both).nonzero()[:, 0].tolist(), Bounded(box.low[~both], box.high[~both])))
+    return parts[0][1] if len(parts) == 1 else Blocks(parts)
 
 
 def _check_density(log_prob: Tensor, what: str, hint: str = "") -> None:
