@@ -242,6 +242,8 @@ def test_limits_in_the_users_units() -> None:
     assert Prior.of(shifted).to_model(torch.tensor([[5.0]])).isfinite().all()
     positive = Prior.of(D.LogNormal(torch.zeros(1), torch.ones(1)))
     assert not positive.contains(torch.zeros(1, 1)).item()
+    for dtype in (torch.float32, torch.float64):
+        assert positive.box.inward(torch.zeros(1, 1, dtype=dtype)).item() == torch.finfo(dtype).tiny
     with pytest.raises(InputError, match=r"1 of 2 rows lie outside .* row 1, parameter 0 is 0, not in \(0, inf\)"):
         positive.to_model(torch.tensor([[1.0], [0.0]]))
     assert positive.to_user(torch.tensor([[-1e4]])).item() == torch.finfo(torch.float32).tiny

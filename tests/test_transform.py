@@ -14,6 +14,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from edmund.errors import InputError
+from edmund.moments import Moments
 from edmund.transform import (
     Blocks,
     Bounded,
@@ -21,7 +22,6 @@ from edmund.transform import (
     Identity,
     Log1p,
     MinMax,
-    Moments,
     Probit,
     Scale,
     Standardise,

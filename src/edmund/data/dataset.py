@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from edmund.errors import check_count
-from edmund.transform import Identity, Moments, Transform
+from edmund.moments import Moments
+from edmund.transform import Identity, Transform
 
 Condition = dict[str, Tensor]
 """The condition of a batch: name -> [B, *]. `labels` is [B] int64 classes (-1: none) or [B, L] values."""

@@ -107,7 +107,7 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises InputError for rows of another shape than trained on; for NaN, infinities and distance see `check`."""
-        self._check_shape(x)
+        self.check_shape(x)
         x = x.to(self.mean.dtype)
         if not self.mask:
             return self._z(x)
@@ -143,7 +143,7 @@ class Standardise(nn.Module):
         sums = _Statistics(self.shape[self.channel_axis])
         bad = count = 0
         for batch in batches:
-            self._check_shape(batch)
+            self.check_shape(batch)
             rows = max(1, _CHUNK // math.prod(self.shape))
             for part in torch.split(batch.detach(), rows):
                 values = part.to("cpu", torch.float64).movedim(1 + self.channel_axis, -1).flatten(0, -2)
@@ -160,7 +160,7 @@ class Standardise(nn.Module):
 
     def distance(self, x: Tensor) -> Distance:
         """Of observations [B, *shape] from the range of the training data, the greatest; missing values have none."""
-        self._check_shape(x)
+        self.check_shape(x)
         low, high = self._along("low"), self._along("high")
         u = self._u(x.to(low.dtype))
         outside = torch.maximum(u - self._u(high), self._u(low) - u).clamp(min=0).nan_to_num(nan=0.0, posinf=math.inf)
@@ -178,7 +178,7 @@ class Standardise(nn.Module):
         far out that float32 cannot hold them in standard deviations. Warns where an observation is farther than one
         std outside the range of the training data.
         """
-        self._check_shape(x, argument)
+        self.check_shape(x, argument)
         nan, infinite = int(x.isnan().sum()), int(x.isinf().sum())
         if infinite:
             raise InputError(f"{argument}: {infinite} of {x.numel()} values are infinite; all must be finite")
@@ -203,7 +203,8 @@ class Standardise(nn.Module):
     def _what(self) -> str:
         return "column" if len(self.shape) == 1 else "channel"
 
-    def _check_shape(self, x: Tensor, argument: str = "x") -> None:
+    def check_shape(self, x: Tensor, argument: str = "x") -> None:
+        """Raises InputError for observations x [B, *] whose rows have another shape than trained on."""
         if x.shape[1:] == self.shape and x.ndim:
             return
         if len(self.shape) == 1 and x.ndim == 2:

@@ -45,7 +45,8 @@ def run(
     with plain_warnings():
         theta, x, about = _truths(posterior, directory, simulations, function, draws, seed)
         given = {"--simulations": simulations, "--simulator": simulator}
-        _check_x(next((option for option, value in given.items() if value is not None), "run"), posterior, x)
+        argument = next((option for option, value in given.items() if value is not None), "run")
+        posterior.network.standardise.check_shape(x, f"{argument}: x")
         say(about)
         result = check(posterior, theta, x, samples=samples, simulator=function, seed=seed)
     make_folder(path.parent)
@@ -85,15 +86,6 @@ def _truths(
     else:
         about = f"{count} of the {len(data)} simulations in {str(source)!r}, taken to be none of the training's."
     return theta, condition[CONDITION], about
-
-
-def _check_x(argument: str, posterior: Posterior, x: Tensor) -> None:
-    found, trained = tuple(x.shape[1:]), posterior.x_shape
-    if found == trained:
-        return
-    if len(found) == len(trained) == 1:
-        raise InputError(f"{argument}: x has {found[0]} values a row; training had {trained[0]}")
-    raise InputError(f"{argument}: x has rows of shape {list(found)}; training had {list(trained)}")
 
 
 def _checked(posterior: Posterior, theta: Any, x: Any) -> Any:
