@@ -20,6 +20,7 @@ from edmund.sbi.check import check
 from edmund.sbi.check_page import report
 from edmund.sbi.predictive import PREDICTED, predictions
 from edmund.sbi.priors import Prior
+from edmund.sbi.standardise import Standardise
 
 NOISE = 1.0
 
@@ -184,7 +185,8 @@ def test_the_command_names_the_option_whose_simulations_cannot_be(tmp_path):
     np.savez(tmp_path / "held_out.npz", theta=theta[:5], x=x[:5])
     np.savez(tmp_path / "other.npz", theta=theta, x=x)
     prior = Prior.of(D.MultivariateNormal(torch.zeros(2), torch.eye(2)))
-    posterior = SimpleNamespace(prior=prior, x_shape=(3,))
+    network = SimpleNamespace(standardise=Standardise((3,)))
+    posterior = SimpleNamespace(prior=prior, network=network)
 
     def refused(simulations, simulator=None):
         path = None if simulations is None else tmp_path / simulations
@@ -204,8 +206,8 @@ def test_the_command_names_the_option_whose_simulations_cannot_be(tmp_path):
     assert refused("other.npz") == "--simulations: x has 2 values a row; training had 3"
     assert refused("other.npz", "torch:sin") == "--simulations: x has 2 values a row; training had 3"
     assert refused(None, "torch:sin") == "--simulator: x has 2 values a row; training had 3"
-    posterior.x_shape = (3, 4)
-    assert refused(None, "torch:sin") == "--simulator: x has rows of shape [2]; training had [3, 4]"
+    network.standardise = Standardise((3, 4))
+    assert refused(None, "torch:sin") == "--simulator: x has shape [20, 2]; it must be [B, 3, 4], as in training"
 
 
 def test_without_the_toolkit_the_command_that_installs_it_is_told():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, Uniform
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,7 +16,7 @@ from edmund.errors import InputError
 from edmund.sbi import NPSE, Posterior
 from edmund.sbi.gaussian_regression import fit_gaussian
 from edmund.sbi.location import regress
-from edmund.sbi.surrogate import Enlarged, LearnedSimulator
+from edmund.sbi.surrogate import Enlarged, LearnedSimulator, draw_simulations
 
 STD = 0.5
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -203,6 +204,53 @@ def test_no_draw_leaves_the_support() -> None:
         assert (draws[:, 1] >= -1).all() and (draws[:, 1] < 1).all()
     outside = posterior.log_prob(torch.tensor([[2.0, 0.0], [0.5, 0.0]]), x=torch.tensor([0.5, 0.0]))
     assert outside[0] == -math.inf and outside[1].isfinite()
+
+
+def test_a_posterior_may_end_at_a_limit_of_the_prior() -> None:
+    """U(0, 1) and x = theta + N(0, 0.05^2) seen at the limit 1: half of a normal law."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.rand(4000, 1, generator=generator)
+    x = theta + 0.05 * torch.randn(4000, 1, generator=generator)
+    inference = NPSE([Uniform(0.0, 1.0)]).append_simulations(theta, x)
+    posterior = inference.train(samples=200_000, learn_simulator=False, progress=False).build_posterior()
+    drawn = posterior.sample((4000,), x=torch.tensor([1.0]))
+    distance = (1 - drawn[:, 0]) / 0.05
+    assert kstest(distance.numpy(), "halfnorm").statistic < 0.08
+
+
+def test_what_was_drawn_is_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted run goes on with the very simulations that it had, without learning the simulator anew."""
+    theta, x = simulate(300)
+
+    def drawn(seed: int = 0) -> tuple[Tensor, Tensor]:
+        inference = NPSE(PRIOR).append_simulations(theta, x)
+        train, validation = inference.simulations.split(0.1)
+        return draw_simulations(
+            train,
+            validation,
+            inference.prior,
+            inference.formulation,
+            tmp_path,
+            samples=5_000,
+            batch_size=64,
+            seed=seed,
+            device=None,
+            progress=False,
+        )
+
+    first = drawn()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(LearnedSimulator, "train", never)
+    again = drawn()
+    assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
+    with pytest.raises(AssertionError):
+        drawn(seed=1)
+    (tmp_path / "drawn.safetensors").write_bytes(b"torn")
+    with pytest.raises(AssertionError):
+        drawn()
 
 
 def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:

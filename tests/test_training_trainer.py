@@ -18,7 +18,7 @@ from edmund import formulation, noise
 from edmund.errors import InputError
 from edmund.model import Model, load
 from edmund.networks import MLP
-from edmund.training import Trainer, TrainingDiverged, TrainingOptions, TrainingResult
+from edmund.training import Trainer, TrainingDiverged, TrainingOptions, TrainingResult, fingerprint
 from edmund.training.metrics_log import read_metrics
 from edmund.training.objective import drop, levels, normals
 from edmund.training.order import DataOrder, Part
@@ -280,6 +280,15 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, message: str) -> Non
     train(tmp_path)
     with pytest.raises(InputError, match=f"holds another run: {message}"):
         train(tmp_path, **OTHER_RUNS[message])
+
+
+def test_statistics_may_differ_by_what_rounding_does(tmp_path: Path) -> None:
+    there = {"transform": {"transforms": [{"mean": [0.5, -1e-17]}]}, "samples": 3}
+    rounded = {"transform": {"transforms": [{"mean": [0.5 * (1 + 1e-15), 1e-17]}]}, "samples": 3}
+    fingerprint.check_same(there, rounded, tmp_path)
+    other = {"transform": {"transforms": [{"mean": [0.5001, -1e-17]}]}, "samples": 3}
+    with pytest.raises(InputError, match=r"transform.transforms is \[.*0.5.* there and \[.*0.5001"):
+        fingerprint.check_same(there, other, tmp_path)
 
 
 def test_another_model_or_data_in_the_same_folder_is_refused(tmp_path: Path) -> None:

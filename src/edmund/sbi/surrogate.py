@@ -9,12 +9,15 @@ simulations, and nothing else, says whether that was of use.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from edmund import data
@@ -31,6 +34,8 @@ from edmund.sbi.priors import Prior
 from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import CONDITION
 from edmund.sbi.standardise import Standardise
+from edmund.training import fingerprint
+from edmund.training.output import writing_to
 
 MOST_NUMBERS = 64
 """Numbers of x up to which a simulator is learned: a density of more is harder to learn than the posterior."""
@@ -40,6 +45,8 @@ _LR = 1e-3
 _ROWS = 20_000
 """Simulations that are drawn at a time."""
 _STEPS = 24
+_DRAWN, _OF = "drawn.safetensors", "of"
+"""The file of what was drawn, and its entry that says by what."""
 
 
 class LearnedSimulator:
@@ -201,10 +208,15 @@ def draw_simulations(
     """(theta [M, D], x [M, *]) of a simulator that is learned from simulations.
 
     validation: decides when it has learned. directory: of the run of its diffusion model, from which the same call goes
-    on; samples: that this sees at most.
+    on, and of what was drawn, which the same call finds there; samples: that this sees at most.
     """
     size = len(train) + len(validation)
     seen = max(samples, batch_size)
+    drawn_by = [fingerprint.of_data(train), fingerprint.of_data(validation), prior.config(), seen, batch_size, seed]
+    file, identity = directory / _DRAWN, json.dumps(drawn_by)
+    found = _kept(file, identity)
+    if found is not None:
+        return found
     simulator = LearnedSimulator.train(
         train,
         validation,
@@ -217,7 +229,25 @@ def draw_simulations(
         device=device,
         progress=progress,
     )
-    return simulator.simulate(drawn_for(size), seed + 1, progress)
+    theta, x = simulator.simulate(drawn_for(size), seed + 1, progress)
+    with writing_to(directory):
+        incomplete = file.with_suffix(".incomplete")
+        save_file({"theta": theta, "x": x}, incomplete, {_OF: identity})
+        incomplete.replace(file)
+    return theta, x
+
+
+def _kept(file: Path, identity: str) -> tuple[Tensor, Tensor] | None:
+    """What was drawn before, by the same simulations and settings."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as kept:
+            if (kept.metadata() or {}).get(_OF) == identity:
+                return kept.get_tensor("theta"), kept.get_tensor("x")
+    except SafetensorError:  # damaged: it is drawn again
+        pass
+    return None
 
 
 def _whole(data: DataSet) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -101,5 +102,11 @@ def _difference(saved: Any, ours: Any, name: str) -> tuple[str, Any, Any] | None
             found = _difference(saved.get(key), ours.get(key), f"{name}.{key}" if name else key)
             if found is not None:
                 return found
+        return None
+    if isinstance(saved, list) and isinstance(ours, list) and len(saved) == len(ours):
+        pairs = enumerate(zip(saved, ours, strict=True))
+        return (name, saved, ours) if any(_difference(*pair, f"{name}[{i}]") for i, pair in pairs) else None
+    # Statistics that are computed anew round otherwise where there are more threads.
+    if isinstance(saved, float) and isinstance(ours, float) and math.isclose(saved, ours, rel_tol=1e-9, abs_tol=1e-12):
         return None
     return None if saved == ours else (name, saved, ours)
