@@ -7,16 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.special import ndtr
+from scipy.stats import kstest, norm
 from torch import Tensor, nn
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, Uniform
 from torch.utils.data import DataLoader, TensorDataset
 
 from edmund.errors import InputError
 from edmund.sbi import NPSE, Posterior
+from edmund.sbi.conditional import Effort, held_out_density, train_conditional
 from edmund.sbi.gaussian_regression import fit_gaussian
 from edmund.sbi.location import regress
+from edmund.sbi.network import ConditionalNetwork, mlp_for
 from edmund.sbi.surrogate import Enlarged, LearnedSimulator, draw_simulations
+from edmund.transform import Chain
 
 STD = 0.5
 PRIOR = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -206,16 +210,49 @@ def test_no_draw_leaves_the_support() -> None:
     assert outside[0] == -math.inf and outside[1].isfinite()
 
 
-def test_a_posterior_may_end_at_a_limit_of_the_prior() -> None:
+def test_a_posterior_may_end_at_a_limit_of_the_prior(tmp_path) -> None:
     """U(0, 1) and x = theta + N(0, 0.05^2) seen at the limit 1: half of a normal law."""
     generator = torch.Generator().manual_seed(0)
     theta = torch.rand(4000, 1, generator=generator)
     x = theta + 0.05 * torch.randn(4000, 1, generator=generator)
     inference = NPSE([Uniform(0.0, 1.0)]).append_simulations(theta, x)
-    posterior = inference.train(samples=200_000, learn_simulator=False, progress=False).build_posterior()
-    drawn = posterior.sample((4000,), x=torch.tensor([1.0]))
-    distance = (1 - drawn[:, 0]) / 0.05
-    assert kstest(distance.numpy(), "halfnorm").statistic < 0.08
+    train, validation = inference.simulations.split(0.1)
+    prior = inference.prior
+    model, _ = train_conditional(
+        train,
+        validation,
+        ConditionalNetwork(1, (1,), body=mlp_for(4000)),
+        inference.formulation,
+        Effort(200_000, 500, 2e-3, 200_000),
+        tmp_path,
+        transform=prior.compact,
+        diagonal=True,
+        seed=0,
+        device=None,
+        progress=False,
+    )
+    distance = (1 - Posterior(prior, model).sample((4000,), x=torch.tensor([1.0]))) / 0.05
+    assert kstest(distance[:, 0].numpy(), "halfnorm").statistic < 0.08
+    # The density that networks are chosen by: its mean is minus the entropy of theta given x.
+    y, condition = validation.__getitems__(list(range(400)))
+    cut = ndtr((1 - condition["observation"].numpy()) / 0.05) - ndtr(-condition["observation"].numpy() / 0.05)
+    true = norm(condition["observation"].numpy(), 0.05).logpdf(y.numpy()) - np.log(cut)
+    assert held_out_density(model, validation, 400) == pytest.approx(float(true.mean()), abs=0.05)
+
+
+def test_the_density_of_held_out_simulations_chooses_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    theta = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    prior = [Uniform(0.0, 1.0), Uniform(0.0, 1.0)]
+    chosen = []
+    for densities in ([1.0, 2.0], [2.0, 1.0]):
+        answers = iter(densities)
+        monkeypatch.setattr("edmund.sbi.npse.held_out_density", lambda *_, answers=answers: next(answers))
+        inference = NPSE(prior).append_simulations(theta, theta)
+        inference.train(samples=2_000, learn_simulator=True, progress=False)
+        transform = inference.build_posterior().model.transform
+        assert isinstance(transform, Chain)
+        chosen.append(transform.transforms[0])
+    assert chosen == [inference.prior.transform, inference.prior.compact]
 
 
 def test_what_was_drawn_is_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +297,6 @@ def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
     x = torch.stack([(2 * theta[:, 0]).exp() * torch.randn(4000, generator=generator), (3 * theta[:, 1]).round()], 1)
     inference = NPSE(PRIOR).append_simulations(theta, x)
     train, validation = inference.simulations.split(0.1)
-    from edmund.sbi.conditional import Effort
-
     simulator = LearnedSimulator.train(
         train,
         validation,

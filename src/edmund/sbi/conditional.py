@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edmund.data import DataSet
 from edmund.formulation import Formulation
+from edmund.likelihood import log_prob
 from edmund.model import Model
 from edmund.sbi.location import regress
 from edmund.sbi.network import ConditionalNetwork
@@ -101,6 +102,21 @@ def train_conditional(
         raise KeyboardInterrupt(result.interrupted)
     model.denoiser.eval()
     return model, result
+
+
+def held_out_density(model: Model, data: DataSet, most: int) -> float:
+    """The mean of ln p(y | x), in nats and the user's units, over the first `most` of the data; -inf for none."""
+    network = model.network
+    assert isinstance(network, ConditionalNetwork)
+    y, x = next(passes(data))
+    y, x = y[:most], x[:most]
+    with torch.no_grad():
+        context = network.encode(x.to(network.location_bias.device))
+    found = log_prob(
+        model, y.double(), condition={"context": context}, num_steps=model.formulation.num_steps, progress=False
+    )
+    assert isinstance(found, Tensor)
+    return float(found.mean().nan_to_num(nan=-torch.inf, neginf=-torch.inf))
 
 
 def passes(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,8 +9,8 @@ function of the seed and the number of the sample in the run, as all of training
 
 The network's part starts at 0, where the model is the Gaussian of the data's moments, exactly and for every mask. It is
 kept only if it lowers the held-out loss by more than chance does: what it adds for Gaussian data is noise. Parameters
-of a (log-)normal prior are Gaussian by themselves in the model's units, and so the prior and its conditionals, where no
-x is asked or given, are the Gaussian's alone.
+whose prior's law is known are Gaussian by themselves in the model's units, and so the prior and its conditionals, where
+no x is asked or given, are the Gaussian's alone.
 """
 
 from __future__ import annotations

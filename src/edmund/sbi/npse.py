@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from edmund.data import DataSet
 from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model, count_parameters
-from edmund.sbi.conditional import Effort, Mapped, train_conditional
+from edmund.sbi.conditional import Effort, Mapped, held_out_density, train_conditional
 from edmund.sbi.network import BODIES, ConditionalNetwork, mlp_for
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
@@ -27,12 +28,27 @@ from edmund.sbi.simulations import SimulationData, Simulations
 from edmund.sbi.surrogate import MOST_NUMBERS, Enlarged, check_learns, draw_simulations, drawn_for
 from edmund.training import TrainingResult
 
-_SHARES = {"half": 0.5, "tenth": 0.1}
-"""By the runs' folders, the share of the simulator's own simulations among those of a learned one. The more there are,
-the sooner a network knows them by heart; the fewer, the more it learns of the learned simulator's errors.
-"""
+
+class _Candidate(NamedTuple):
+    """A way to train the posterior's network, of which the held-out density chooses one.
+
+    share: of the simulator's own simulations among those of a learned one. The more there are, the sooner a network
+    knows them by heart; the fewer, the more it learns of the learned simulator's errors. compact: trained in the space
+    of `Prior.compact`, where what ends at a limit of the prior is learned better, or in that of `Prior.transform`,
+    where all is smoother.
+    """
+
+    folder: str
+    share: float
+    compact: bool
+
+
+_CANDIDATES = (_Candidate("half", 0.5, True), _Candidate("tenth", 0.1, False))
+_ALONE = (_Candidate("simulations", 1.0, False),)
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
+_HELD_OUT = 500
+"""Simulations whose density chooses among networks."""
 _VP_M = 6
 """Of VP's noise input (M - 1) t: of the 1000 of images, the network's tones make two thousand turns on the way from
 noise to data, which it does not unlearn from a few simulations, and which an adaptive solver resolves one by one.
@@ -124,9 +140,9 @@ class NPSE:
         samples seen, at most; training stops when the held-out loss no longer falls, and the best average is kept.
         learn_simulator: whether a model of p(x | theta) draws further simulations to train on (vectors x only; "auto":
         where x is short enough); then one network is trained where the simulator's own are half of all and another
-        where they are a tenth, and the held-out loss decides. validation_fraction: of the simulations, held out (at
-        most 2000). directory: of the runs, from which the same call goes on when it was interrupted; None: a temporary
-        one.
+        where they are a tenth, and the density of held-out simulations decides. validation_fraction: of the
+        simulations, held out (at most 2000). directory: of the runs, from which the same call goes on when it was
+        interrupted; None: a temporary one.
 
         Raises InputError for too few simulations, and for what the options of training refuse; KeyboardInterrupt where
         a signal ended it, what was trained being saved in `directory`.
@@ -154,7 +170,8 @@ class NPSE:
     ) -> tuple[Model, TrainingResult]:
         found = []
         drawn: tuple[Tensor, Tensor] | None = None
-        for name, share in _SHARES.items() if plan.drawn else [("simulations", 1.0)]:
+        candidates = _CANDIDATES if plan.drawn else _ALONE
+        for name, share, compact in candidates:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -178,6 +195,7 @@ class NPSE:
                     progress=progress,
                 )
                 data = Enlarged(train, *drawn, share)
+            transform = self.prior.compact if compact else self.prior.transform
             model, result = train_conditional(
                 Mapped(data, self._inward),
                 Mapped(validation, self._inward),
@@ -185,22 +203,26 @@ class NPSE:
                 self.formulation,
                 plan.effort,
                 folder / name,
-                transform=self.prior.transform,
+                transform=transform,
                 fitted_on=Mapped(train, self._inward),
-                diagonal=not self.prior.gaussian,
+                diagonal=transform is not self.prior.transform or not self.prior.gaussian,
                 seed=seed,
                 device=self.device,
                 progress=progress,
             )
-            loss = result.best_validation_loss
+            density = -math.inf
+            if len(candidates) > 1:
+                density = held_out_density(model, Mapped(validation, self._inward), _HELD_OUT)
             if progress:
                 whose = f" ({share:.0%} the simulator's own)" if plan.drawn else ""
+                nats = f", ln p(theta | x) {density:.5g} on average" if plan.drawn else ""
                 _say(
-                    f"trained on simulations{whose}: held-out loss {loss:.5g} after {result.best_samples_seen} samples "
-                    f"({count_parameters(network)} parameters, {result.seconds:.0f} s)"
+                    f"trained on simulations{whose}: held-out loss {result.best_validation_loss:.5g}{nats} after "
+                    f"{result.best_samples_seen} samples ({count_parameters(network)} parameters, "
+                    f"{result.seconds:.0f} s)"
                 )
-            found.append((float("inf") if loss is None else loss, model, result))
-        return min(found, key=lambda each: each[0])[1:]
+            found.append((density, model, result))
+        return max(found, key=lambda each: each[0])[1:]
 
     def _inward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """theta that rounding has put on a limit of the prior, moved inside."""
@@ -221,7 +243,7 @@ class NPSE:
         body = mlp_for(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(2048, max(64, size // 4))
         seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
-        effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 4, batch))
+        effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 3, batch))
         return _Plan(body, effort, drawn_for(size) if learns else 0)
 
 

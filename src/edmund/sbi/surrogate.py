@@ -52,7 +52,7 @@ _DRAWN, _OF = "drawn.safetensors", "of"
 class LearnedSimulator:
     """A model of p(x | theta) for vectors x, trained on simulations.
 
-    With s the standardised x and z = prior.to_model(theta), a Gaussian of mean and covariance that depend on z is
+    With s the standardised x and z = prior.to_compact(theta), a Gaussian of mean and covariance that depend on z is
     fitted to s; what it leaves, white and of one scale, is a diffusion model's. Values that are whole numbers in all
     simulations are spread evenly over the unit around them, as a density at points has no bound, and drawn ones are
     rounded.
@@ -93,7 +93,7 @@ class LearnedSimulator:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # constant columns are told of with the posterior's network
                     standard.fit([spread])
-            sets.append((prior.to_model(theta).float(), standard(spread)))
+            sets.append((prior.to_compact(theta).float(), standard(spread)))
         gaussian = fit_gaussian(*sets, seed=seed, progress=progress)
         with torch.no_grad():
             white = [data.from_arrays(gaussian.whiten(z, s), observation=z) for z, s in sets]
@@ -132,7 +132,7 @@ class LearnedSimulator:
     def _draw(self, theta: Tensor, first_seed: int) -> Tensor:
         network = self.model.network
         assert isinstance(network, ConditionalNetwork)
-        z = self.prior.to_model(theta)
+        z = self.prior.to_compact(theta)
         w = sample(
             self.model.denoiser,
             (len(theta), *self.model.shape),

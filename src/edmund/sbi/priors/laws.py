@@ -1,8 +1,7 @@
 """The laws that a prior is a product of: known ones, any other of torch's distributions, and a user's own object.
 
 A known law is kept as its arguments in float64, goes to JSON, and, where it is (log-)normal or uniform, has a transform
-in closed form, which makes it exactly N(0, I) or, the uniform, of variance 1. All others are drawn from and evaluated
-as they are.
+that makes it exactly N(0, I). All others are drawn from and evaluated as they are.
 """
 
 from __future__ import annotations
@@ -46,12 +45,6 @@ UNIVARIATE: dict[str, tuple[type[Distribution], tuple[str, ...]]] = {
 }
 """Laws of one parameter: torch's class and its arguments, by the names that documents use."""
 
-EDGE = 0.2
-"""Width of the tails beyond two limits in the model's space, where a uniform law has the standard deviation 1.
-Posteriors that end at a limit lie in them, and in tails as wide as a normal law's there are too few simulations to
-learn one from.
-"""
-
 _ANY_SIGN = {"loc", "low", "high"}
 """The arguments that may be 0 or below; all others are scales, rates and shapes."""
 
@@ -70,13 +63,8 @@ class Law(ABC):
     def log_prob(self, theta: Tensor) -> Tensor:
         """ln p(theta) of float64 theta [B, dim] inside the box: float64 [B] on theta's device."""
 
-    @property
-    def gaussian(self) -> bool:
-        """Whether the transform makes the law N(0, I) exactly."""
-        return False
-
-    def transform(self) -> Transform | None:
-        """The bijection of the support to unbounded space, of mean 0 and variance 1, where there is a formula."""
+    def normaliser(self) -> Transform | None:
+        """The transform that makes the law N(0, I) exactly, where there is one."""
         return None
 
     def config(self) -> dict[str, Any]:
@@ -159,13 +147,9 @@ class Univariate(Evaluated):
     def log_prob(self, theta: Tensor) -> Tensor:
         return self._on(theta.device).log_prob(theta).sum(1)
 
-    @property
-    def gaussian(self) -> bool:
-        return self.kind in ("normal", "log_normal")
-
-    def transform(self) -> Transform | None:
+    def normaliser(self) -> Transform | None:
         if self.kind == "uniform":
-            return Probit(self.arguments["low"], self.arguments["high"], EDGE)
+            return Probit(self.arguments["low"], self.arguments["high"])
         if self.kind == "normal":
             return Standardise(self.arguments["loc"], self.arguments["scale"])
         if self.kind == "log_normal":
@@ -199,11 +183,7 @@ class MultivariateNormal(Evaluated):
     def log_prob(self, theta: Tensor) -> Tensor:
         return self._on(theta.device).log_prob(theta)
 
-    @property
-    def gaussian(self) -> bool:
-        return True
-
-    def transform(self) -> Transform | None:
+    def normaliser(self) -> Transform | None:
         return Whiten(self.loc, self.scale_tril)
 
     def config(self) -> dict[str, Any]:

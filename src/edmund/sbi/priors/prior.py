@@ -1,9 +1,11 @@
 """A prior as the rest of the package sees it: draws, a density, and a bijection of its support to unbounded space.
 
-A normal or log-normal law is carried to the standard normal: ln p(theta) = ln N(z; 0, I) + ln |det dz/dtheta|, and a
-diffusion of the prior has a closed form. A uniform one stays about uniform, with short tails beyond its limits. In
-others, parameters with two limits get such tails too, those with one go through their logarithm, and everything is then
-standardised by the moments of draws.
+Where the law of a parameter is known, the bijection carries it to the standard normal: ln p(theta) = ln N(z; 0, I) +
+ln |det dz/dtheta|, and a diffusion of the prior has a closed form. Where it is not, parameters with limits go through
+their logit or logarithm and everything is then standardised by the moments of draws.
+
+Both put a limit infinitely far away, in a tail that few draws of the prior reach. `Prior.compact` is the other way to
+get rid of limits: between two of them its z is about theta itself.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from edmund.sbi.priors.laws import Law
 from edmund.sbi.seeding import seeded
 from edmund.transform import Blocks, Bounded, Chain, Probit, Standardise, Transform
 
+EDGE = 0.2
+"""Width of the tails that `Prior.compact` has in the place of two limits, where a uniform law has the std 1."""
 DRAWS = 10_000
-"""Draws that a law is standardised by where there is no formula, and that its declared support is checked with."""
+"""Draws that a law without a known normaliser is standardised by, and that its declared support is checked with."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,7 +57,7 @@ class Prior:
         >>> from torch.distributions import LogNormal, Uniform
         >>> prior = Prior.of([Uniform(0.0, 1.0), LogNormal(-0.9, 0.5)])
         >>> prior, prior.gaussian
-        (Prior(uniform [1], log_normal [1]), False)
+        (Prior(uniform [1], log_normal [1]), True)
         >>> theta = prior.to_user(torch.tensor([[0.0, 0.0], [40.0, -40.0]]))
         >>> prior.contains(theta).tolist()
         [True, True]
@@ -71,7 +75,17 @@ class Prior:
     @functools.cached_property
     def gaussian(self) -> bool:
         """Whether the prior is exactly N(0, I) in the space of its transform."""
-        return all(law.gaussian for law in self.laws)
+        return all(law.normaliser() is not None for law in self.laws)
+
+    @functools.cached_property
+    def compact(self) -> Transform:
+        """theta [B, D] within the support to z [B, D] in unbounded space, of about zero mean and unit variance, where
+        parameters with two limits are as they are but for short tails at the limits; `transform` where none has two.
+        """
+        if not any(_between(law.box).any() for law in self.laws):
+            return self.transform
+        parts = [_compact(law) if _between(law.box).any() else _transform(law) for law in self.laws]
+        return _side_by_side(list(self.laws), parts)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """[n, D] float32 inside the support, on the CPU; the global random streams are as they were."""
@@ -108,9 +122,11 @@ class Prior:
         number of its type inside. Only the limit 0 of a half-line that does not belong to it, near which there are
         numbers of every size, is outside. Raises InputError for theta outside the support, with the number of rows.
         """
-        theta = self._rows(theta)
-        self._refuse_outside(theta, self.box.contains(theta) | self.box.rounds_onto(theta))
-        return self.transform.forward(self.box.inward(theta).double()).to(theta.dtype)
+        return self._carried(theta, self.transform)
+
+    def to_compact(self, theta: Tensor) -> Tensor:
+        """z [B, D] = compact(theta), as `to_model` is of `transform`."""
+        return self._carried(theta, self.compact)
 
     def to_user(self, z: Tensor) -> Tensor:
         """theta [B, D] float32 = transform^-1(z), always inside the support.
@@ -158,6 +174,11 @@ class Prior:
     def __repr__(self) -> str:
         return f"Prior({kinds.shown([law.config() for law in self.laws])})"
 
+    def _carried(self, theta: Tensor, transform: Transform) -> Tensor:
+        theta = self._rows(theta)
+        self._refuse_outside(theta, self.box.contains(theta) | self.box.rounds_onto(theta))
+        return transform.forward(self.box.inward(theta).double()).to(theta.dtype)
+
     def _rows(self, theta: Tensor) -> Tensor:
         try:
             rows = torch.as_tensor(theta)
@@ -193,8 +214,11 @@ def assembled(laws: list[Law], names: tuple[str, ...] | None = None) -> Prior:
     """The product of laws, with the transform that normalises or standardises each."""
     box = Box.joined([law.box for law in laws])
     box.inward(torch.zeros(1, box.dim))  # that float32 has numbers inside is seen here, and not at the first draw
-    parts = [law.transform() or _standardising(law) for law in laws]
-    return Prior(tuple(laws), box, _side_by_side(laws, parts), names)
+    return Prior(tuple(laws), box, _side_by_side(laws, [_transform(law) for law in laws]), names)
+
+
+def _transform(law: Law) -> Transform:
+    return law.normaliser() or _standardising(law)
 
 
 def _side_by_side(laws: list[Law], parts: list[Transform]) -> Transform:
@@ -230,7 +254,7 @@ def _standardising(law: Law) -> Transform:
             f"{float(drawn[0, constant][0]):.6g} in all of {DRAWS} draws); leave them out, the simulator can set them"
         )
     _check_density(law.log_prob(drawn), "of its own draws")
-    free = _unbounded(law.box)
+    free = Bounded(law.box.low, law.box.high)
     bounded = bool((law.box.low.isfinite() | law.box.high.isfinite()).any())
     where, hint = "points spread over the support that it declares", ""
     if not bounded:
@@ -247,15 +271,25 @@ def _standardising(law: Law) -> Transform:
     return whole
 
 
-def _unbounded(box: Box) -> Transform:
-    """The box to unbounded space."""
-    both = box.low.isfinite() & box.high.isfinite()
-    parts: list[tuple[list[int], Transform]] = []
-    if both.any():
-        parts.append((both.nonzero()[:, 0].tolist(), Probit(box.low[both], box.high[both], kinds.EDGE)))
-    if not both.all():
-        parts.append(((~both).nonzero()[:, 0].tolist(), Bounded(box.low[~both], box.high[~both])))
-    return parts[0][1] if len(parts) == 1 else Blocks(parts)
+def _between(box: Box) -> Tensor:
+    """Which parameters have two limits, bool [D]."""
+    return box.low.isfinite() & box.high.isfinite()
+
+
+def _compact(law: Law) -> Transform:
+    """A law's part of `Prior.compact`, standardised by draws unless it is uniform."""
+    box, inner = law.box, _between(law.box)
+    if isinstance(law, kinds.Univariate) and law.kind == "uniform":
+        return Probit(box.low, box.high, EDGE)
+    parts: list[tuple[list[int], Transform]] = [
+        (inner.nonzero()[:, 0].tolist(), Probit(box.low[inner], box.high[inner], EDGE))
+    ]
+    if not inner.all():
+        parts.append(((~inner).nonzero()[:, 0].tolist(), Bounded(box.low[~inner], box.high[~inner])))
+    free = Blocks(parts)
+    with seeded(0):
+        drawn = law.sample(DRAWS)
+    return Chain([free, Standardise.fit([free.forward(box.inward(drawn))])])
 
 
 def _check_density(log_prob: Tensor, what: str, hint: str = "") -> None:
