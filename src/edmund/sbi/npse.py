@@ -47,8 +47,10 @@ _CANDIDATES = (_Candidate("half", 0.5, True), _Candidate("tenth", 0.1, False))
 _ALONE = (_Candidate("simulations", 1.0, False),)
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
-_HELD_OUT = 500
-"""Simulations whose density chooses among networks."""
+_HELD_OUT, _LEAST_HELD_OUT = 5000, 50
+"""Numbers, of as many simulations as have them, whose density chooses among networks, and the least simulations: a
+density costs as many derivatives as theta has numbers.
+"""
 _VP_M = 6
 """Of VP's noise input (M - 1) t: of the 1000 of images, the network's tones make two thousand turns on the way from
 noise to data, which it does not unlearn from a few simulations, and which an adaptive solver resolves one by one.
@@ -212,7 +214,8 @@ class NPSE:
             )
             density = -math.inf
             if len(candidates) > 1:
-                density = held_out_density(model, Mapped(validation, self._inward), _HELD_OUT)
+                most = max(_HELD_OUT // self.prior.dim, _LEAST_HELD_OUT)
+                density = held_out_density(model, Mapped(validation, self._inward), most)
             if progress:
                 whose = f" ({share:.0%} the simulator's own)" if plan.drawn else ""
                 nats = f", ln p(theta | x) {density:.5g} on average" if plan.drawn else ""
