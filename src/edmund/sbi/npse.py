@@ -47,6 +47,10 @@ _CANDIDATES = (_Candidate("half", 0.5, True), _Candidate("tenth", 0.1, False))
 _ALONE = (_Candidate("simulations", 1.0, False),)
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
+_BATCH, _BATCH_ALONE = 2048, 1024
+"""Samples of a batch at most, and where no simulations are drawn besides: larger ones are quicker, and know few
+simulations by heart sooner.
+"""
 _HELD_OUT, _LEAST_HELD_OUT = 5000, 50
 """Numbers, of as many simulations as have them, whose density chooses among networks, and the least simulations: a
 density costs as many derivatives as theta has numbers.
@@ -244,7 +248,8 @@ class NPSE:
         learns = check_learns(learn_simulator, shape, self.simulations.nan, short)
         network = "mlp" if self.network == "auto" else self.network
         body = mlp_for(size) if network == "mlp" else {**_TRANSFORMER} if network == "transformer" else network
-        batch = check_count("batch_size", batch_size) if batch_size is not None else min(2048, max(64, size // 4))
+        most = _BATCH if learns else _BATCH_ALONE
+        batch = check_count("batch_size", batch_size) if batch_size is not None else min(most, max(64, size // 4))
         seen = check_count("samples", samples) if samples is not None else min(max(800 * size, 4_000_000), 16_000_000)
         effort = Effort(seen, batch, 2e-3 if lr is None else lr, max(seen // 3, batch))
         return _Plan(body, effort, drawn_for(size) if learns else 0)
