@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, Uniform
 from torch.utils.data import DataLoader, TensorDataset
 
+import edmund
 from edmund.errors import InputError
 from edmund.sbi import NPSE, Posterior
 from edmund.sbi.conditional import Effort, held_out_density, train_conditional
@@ -253,6 +255,40 @@ def test_the_density_of_held_out_simulations_chooses_the_network(monkeypatch: py
         assert isinstance(transform, Chain)
         chosen.append(transform.transforms[0])
     assert chosen == [inference.prior.transform, inference.prior.compact]
+
+
+@pytest.mark.parametrize(
+    "formulation", ["vp", replace(edmund.formulation.EDM(1.0), sampler=edmund.samplers.DPMppSDE())], ids=["vp", "sde"]
+)
+def test_any_formulation_learns_a_simulator(formulation: str | edmund.formulation.Formulation) -> None:
+    """Samplers that draw noise have no density, and a barely trained denoiser may have none."""
+    theta, x = simulate(300)
+    inference = NPSE(PRIOR, formulation).append_simulations(theta, x)
+    posterior = inference.train(samples=1_000, learn_simulator=True, progress=False).build_posterior()
+    assert posterior.sample((10,), x=X).isfinite().all()
+
+
+def test_the_start_is_about_the_mean_wherever_the_location_is(posterior: Posterior) -> None:
+    """Five posterior stds off; noise of 20 stds about the location would leave a quarter of one."""
+    context = posterior.network.encode(X[None])
+    moved = context.clone()
+    moved[:, :2] -= 5.0
+
+    class Moved(nn.Module):
+        def forward(self, w: Tensor, sigma: Tensor, *, context: Tensor) -> Tensor:
+            right = context.clone()
+            right[:, :2] += 5.0
+            return denoiser(w, sigma, context=right)  # type: ignore[no-any-return]
+
+    denoiser = posterior.model.denoiser
+    wrong = Moved()
+    for name in ("formulation", "sigma_min", "sigma_max"):
+        setattr(wrong, name, getattr(denoiser, name))
+    expected = posterior._draw(context, 4000, 0, None, None, None, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posterior.model, "denoiser", wrong)
+        found = posterior._draw(moved, 4000, 0, None, None, None, False)
+    assert (found.mean(0) - expected.mean(0)).abs().max() < 0.05
 
 
 def test_what_was_drawn_is_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from edmund.data import DataSet
+from edmund.errors import InputError
 from edmund.formulation import Formulation
 from edmund.likelihood import log_prob
 from edmund.model import Model
+from edmund.samplers import Heun
 from edmund.sbi.location import regress
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.simulations import CONDITION
@@ -21,6 +24,7 @@ from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.transform import Chain, Identity, Transform, Whiten
 
 _ROWS = 1 << 14
+_DENSITY_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -105,18 +109,25 @@ def train_conditional(
 
 
 def held_out_density(model: Model, data: DataSet, most: int) -> float:
-    """The mean of ln p(y | x), in nats and the user's units, over the first `most` of the data; -inf for none."""
+    """The mean of ln p(y | x), in nats and the user's units, over the first `most` of the data; -inf where it is not
+    finite, or where the denoiser is too far from one to have a density.
+    """
     network = model.network
     assert isinstance(network, ConditionalNetwork)
     y, x = next(passes(data))
     y, x = y[:most], x[:most]
     with torch.no_grad():
         context = network.encode(x.to(network.location_bias.device))
-    found = log_prob(
-        model, y.double(), condition={"context": context}, num_steps=model.formulation.num_steps, progress=False
-    )
+    try:
+        # By a solver of every grid and formulation: the user's may draw noise.
+        found = log_prob(
+            model, y.double(), condition={"context": context}, sampler=Heun(), num_steps=_DENSITY_STEPS, progress=False
+        )
+    except InputError:
+        return -math.inf
     assert isinstance(found, Tensor)
-    return float(found.mean().nan_to_num(nan=-torch.inf, neginf=-torch.inf))
+    mean = float(found.mean())
+    return mean if math.isfinite(mean) else -math.inf
 
 
 def passes(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:

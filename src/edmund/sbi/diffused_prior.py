@@ -3,8 +3,8 @@ r"""Priors diffused: E[z0 | z] for z = z0 + sigma n of a prior's density in a mo
 Compositions of posteriors need it of the prior that the model was trained under, and of the one to be put in its place.
 Three cases:
 
-- The law is Gaussian there, as that of every prior is whose parts have an exact normaliser, and of another prior of the
-  same kind (log-normal for log-normal, normal for normal): `denoiser.Gaussian`.
+- The law is Gaussian there, as that of every prior whose parts have an exact normaliser is in its `transform`, and that
+  of another of the same kind (log-normal for log-normal, normal for normal): `denoiser.Gaussian`.
 - Its parameters are independent there, as of a beta for a uniform, or a uniform on a part of the range: `Separable`.
 - Neither: there is no formula. A Gaussian, or a mixture, with the moments of draws is a choice that the user makes.
 """

@@ -228,7 +228,8 @@ class NPSE:
                     f"{result.best_samples_seen} samples ({count_parameters(network)} parameters, "
                     f"{result.seconds:.0f} s)"
                 )
-            found.append((density, model, result))
+            loss = math.inf if result.best_validation_loss is None else result.best_validation_loss
+            found.append(((density, -loss), model, result))
         return max(found, key=lambda each: each[0])[1:]
 
     def _inward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

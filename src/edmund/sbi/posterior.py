@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from edmund import model as models
 from edmund import noise, samplers
-from edmund.denoiser import Denoiser
 from edmund.devices import known_device
 from edmund.errors import InputError, check_count
 from edmund.likelihood import log_prob
@@ -102,8 +101,7 @@ class Posterior:
         """Draws for each observation of x [B, *x_shape], all in one call of the solver: [*sample_shape, B, D]."""
         n, shape = _counted(sample_shape)
         context = self._context(self._many(x))
-        rows = context.repeat(n, 1)
-        w = self._draw(rows, len(rows), seed, sampler, num_steps, batch_size, show_progress_bars)
+        w = self._draw(context, n, seed, sampler, num_steps, batch_size, show_progress_bars)
         return self._to_user(w).reshape(*shape, len(context), self.prior.dim)
 
     def log_prob(self, theta: Any, x: Any = None, *, show_progress_bars: bool = False, **options: Any) -> Tensor:
@@ -175,7 +173,7 @@ class Posterior:
             (n, self.prior.dim),
             sampler=default[0] if sampler is None else sampler,
             num_steps=default[1] if num_steps is None else num_steps,
-            latents=self._latents(composed, context, n, seed),
+            latents=self._latents(context, n, seed),
             seeds=_seeds(seed, n),
             batch_size=batch_size,
             progress=show_progress_bars,
@@ -206,11 +204,9 @@ class Posterior:
             beta=1 / temperature,
         ).to(self._device)
 
-    def _latents(self, composed: Composition, context: Tensor, n: int, seed: int) -> Tensor:
-        """Unit normals [n, D] moved so that at sigma_max they lie around the posterior's mean, as the data do."""
-        location = context[:, : self.prior.dim].mean(0, keepdim=True)
-        with torch.no_grad():
-            mean = self._denoised(composed, location).cpu().double()
+    def _latents(self, context: Tensor, n: int, seed: int) -> Tensor:
+        """Unit normals [n, D] moved so that at sigma_max they lie around the mean of the single posteriors' means."""
+        mean = self._means(context).mean(0).cpu().double()
         normals = noise.normal(noise.keys(seed, torch.arange(n)), (self.prior.dim,), _START)
         return normals + mean / self.model.formulation.sigma_max
 
@@ -261,17 +257,18 @@ class Posterior:
         batch_size: int | None,
         progress: bool,
     ) -> Tensor:
+        """w [n B, D]: n draws for each row of context [B, D + E], all rows once, then again."""
         # A solver starts from noise around 0, and the posterior's lies around its mean, which may be far from there in
-        # posterior stds: what is sampled is w - mean. What the denoiser says at sigma_max about the location is all but
-        # the mean.
-        location, features = context[:, : self.prior.dim], context[:, self.prior.dim :]
-        with torch.no_grad():
-            mean = self._denoised(self.model.denoiser, location, context=context)
+        # posterior stds: what is sampled is w - mean.
+        mean = self._means(context)
+        rows = torch.cat([context[:, : self.prior.dim] - mean, context[:, self.prior.dim :]], 1)
+        if len(context) > 1:
+            mean, rows = mean.repeat(n, 1), rows.repeat(n, 1)
         centred = sample(
             self.model.denoiser,
-            (n, self.prior.dim),
-            condition={"context": torch.cat([location - mean, features], 1)},
-            seeds=_seeds(seed, n),
+            (n * len(context), self.prior.dim),
+            condition={"context": rows},
+            seeds=_seeds(seed, n * len(context)),
             sampler=sampler,
             num_steps=num_steps,
             batch_size=self.network.rows_at_once if batch_size is None else batch_size,
@@ -281,11 +278,15 @@ class Posterior:
         w: Tensor = centred + mean.to(centred)
         return w
 
-    def _denoised(self, denoiser: Denoiser, at: Tensor, **condition: Tensor) -> Tensor:
-        """D(at [B, D]; sigma_max) [B, D]."""
-        sigma_max = torch.tensor(self.model.formulation.sigma_max, dtype=at.dtype)
-        denoised: Tensor = denoiser(at, sigma_max, **condition)
-        return denoised
+    @torch.no_grad()
+    def _means(self, context: Tensor) -> Tensor:
+        """The mean of w [B, D], all but: what the denoiser says at sigma_max about the location."""
+        sigma_max = torch.tensor(self.model.formulation.sigma_max, dtype=context.dtype)
+        parts = [
+            self.model.denoiser(part[:, : self.prior.dim], sigma_max, context=part)
+            for part in torch.split(context, self.network.rows_at_once)
+        ]
+        return torch.cat(parts)
 
     def _to_user(self, w: Tensor) -> Tensor:
         """theta float32 of w [n, D], inside the support whatever rounding does."""

@@ -212,7 +212,8 @@ def draw_simulations(
     """
     size = len(train) + len(validation)
     seen = max(samples, batch_size)
-    drawn_by = [fingerprint.of_data(train), fingerprint.of_data(validation), prior.config(), seen, batch_size, seed]
+    data_sets = [fingerprint.of_data(each) for each in (train, validation)]
+    drawn_by = [*data_sets, prior.config(), formulation.config(), seen, batch_size, drawn_for(size), seed]
     file, identity = directory / _DRAWN, json.dumps(drawn_by)
     found = _kept(file, identity)
     if found is not None:
