@@ -409,15 +409,16 @@ class Probit(Transform):
             moved: Tensor = q + (target - slope * torch.special.erf(q / math.sqrt(2)) - width * q) / rise
             return moved
 
+        # Beyond, y is a bound in any dtype, and an infinite x would be no number.
+        reach = slope + 40 * width
+        x = x.clamp(-reach, reach)
         with torch.no_grad():
-            # Beyond, y is a bound in any dtype, and an infinite x would be no number.
-            size = x.abs().clamp(max=slope + 40 * width)
+            size = x.abs()
             q = torch.maximum(size / (width + slope * math.sqrt(2 / math.pi)), (size - slope) / width)
             for _ in range(_NEWTON):
                 q = step(q, size)
             q = torch.where(x < 0, -q, q)
-        target = torch.where(x.abs() < slope + 40 * width, x, torch.where(x < 0, -size, size))
-        return step(step(q, target), target)
+        return step(step(q, x), x)
 
 
 @dataclass(frozen=True)

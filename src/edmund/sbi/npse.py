@@ -176,8 +176,20 @@ class NPSE:
     ) -> tuple[Model, TrainingResult]:
         found = []
         drawn: tuple[Tensor, Tensor] | None = None
-        candidates = _CANDIDATES if plan.drawn else _ALONE
-        for name, share, compact in candidates:
+        if plan.drawn:
+            drawn = draw_simulations(
+                train,
+                validation,
+                self.prior,
+                self.formulation,
+                folder / "simulator",
+                samples=plan.effort.samples // 2,
+                batch_size=plan.effort.batch_size,
+                seed=seed,
+                device=self.device,
+                progress=progress,
+            )
+        for name, share, compact in _ALONE if drawn is None else _CANDIDATES:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -186,21 +198,7 @@ class NPSE:
                     embedding=self.embedding,
                     mask=self.simulations.nan == "mask",
                 )
-            data: DataSet = train
-            if plan.drawn:
-                drawn = drawn or draw_simulations(
-                    train,
-                    validation,
-                    self.prior,
-                    self.formulation,
-                    folder / "simulator",
-                    samples=plan.effort.samples // 2,
-                    batch_size=plan.effort.batch_size,
-                    seed=seed,
-                    device=self.device,
-                    progress=progress,
-                )
-                data = Enlarged(train, *drawn, share)
+            data: DataSet = train if drawn is None else Enlarged(train, *drawn, share)
             transform = self.prior.compact if compact else self.prior.transform
             model, result = train_conditional(
                 Mapped(data, self._inward),
@@ -216,15 +214,14 @@ class NPSE:
                 device=self.device,
                 progress=progress,
             )
-            density = -math.inf
-            if len(candidates) > 1:
+            density, told = -math.inf, ("", "")
+            if drawn is not None:
                 most = max(_HELD_OUT // self.prior.dim, _LEAST_HELD_OUT)
                 density = held_out_density(model, Mapped(validation, self._inward), most)
+                told = f" ({share:.0%} the simulator's own)", f", ln p(theta | x) {density:.5g} on average"
             if progress:
-                whose = f" ({share:.0%} the simulator's own)" if plan.drawn else ""
-                nats = f", ln p(theta | x) {density:.5g} on average" if plan.drawn else ""
                 _say(
-                    f"trained on simulations{whose}: held-out loss {result.best_validation_loss:.5g}{nats} after "
+                    f"trained on simulations{told[0]}: held-out loss {result.best_validation_loss:.5g}{told[1]} after "
                     f"{result.best_samples_seen} samples ({count_parameters(network)} parameters, "
                     f"{result.seconds:.0f} s)"
                 )
