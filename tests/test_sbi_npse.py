@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edmund
 from edmund.errors import InputError
-from edmund.sbi import NPSE, Posterior
+from edmund.sbi import NPSE, Posterior, surrogate
 from edmund.sbi.conditional import Effort, held_out_density, train_conditional
-from edmund.sbi.gaussian_regression import fit_gaussian
+from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
 from edmund.sbi.location import regress
 from edmund.sbi.network import ConditionalNetwork, mlp_for
 from edmund.sbi.surrogate import Enlarged, LearnedSimulator, draw_simulations
@@ -316,6 +317,10 @@ def test_what_was_drawn_is_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
+    (tmp_path / "drawn.safetensors").unlink()  # as if it had been interrupted before
+    monkeypatch.setattr(surrogate, "fit_gaussian", never)
+    again = drawn()
+    assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
     monkeypatch.setattr(LearnedSimulator, "train", never)
     again = drawn()
     assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
@@ -341,6 +346,7 @@ def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
         {"type": "mlp", "channels": 32, "blocks": 1},
         Effort(50_000, 256, 1e-3, 50_000),
         tmp_path,
+        "",
         seed=0,
         device=None,
         progress=False,
@@ -353,6 +359,38 @@ def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
     bulk = drawn_theta[:, 0].abs() < 1.5
     assert abs(float(white[bulk].std()) - 1) < 0.15
     assert float((drawn[:, 1] - 3 * drawn_theta[:, 1]).abs().mean()) < 0.6
+
+
+@pytest.mark.parametrize(("plain", "kept"), [(4.7, True), (4.5, False)])
+def test_the_density_of_held_out_simulations_chooses_the_simulator(
+    plain: float, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Gaussian that stretches two numbers ten times each adds 2 ln 10 = 4.605 to the density of what it leaves."""
+    gaussian = GaussianRegression(2, 2)
+    last = gaussian.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias[2:4], math.log(10))
+    densities = iter([plain, 0.0])
+    monkeypatch.setattr(surrogate, "fit_gaussian", lambda *_, **__: gaussian)
+    monkeypatch.setattr(surrogate, "held_out_density", lambda *_: next(densities))
+    theta, x = simulate(500)
+    inference = NPSE(PRIOR).append_simulations(theta, x[:, :2])
+    train, validation = inference.simulations.split(0.1)
+    simulator = LearnedSimulator.train(
+        train,
+        validation,
+        inference.prior,
+        inference.formulation,
+        {"type": "mlp", "channels": 8, "blocks": 1},
+        Effort(2_000, 256, 1e-3, 2_000),
+        tmp_path,
+        "",
+        seed=0,
+        device=None,
+        progress=False,
+    )
+    assert (simulator.gaussian is None) == kept
+    assert simulator.simulate(10, 0, progress=False)[1].shape == (10, 2)
 
 
 def test_gaussian_regression_finds_mean_and_covariance() -> None:
@@ -368,6 +406,7 @@ def test_gaussian_regression_finds_mean_and_covariance() -> None:
     assert torch.allclose(covariance[:, 0, 0], (2 * at[:, 0]).exp(), rtol=0.2)
     assert torch.allclose(covariance[:, 0, 1], 0.1 * at[:, 0].exp(), rtol=0.25)
     assert torch.allclose(found.unwhiten(z, found.whiten(z, s)), s, atol=1e-3)
+    assert torch.allclose(found.log_abs_det(at), torch.logdet(whitening), atol=1e-5)
 
 
 def test_regression_is_least_squares_and_its_residual() -> None:

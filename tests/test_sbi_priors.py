@@ -215,10 +215,10 @@ def test_there_and_back(name: str, priors: dict[str, Prior]) -> None:
 def test_compact_is_standardised_and_goes_there_and_back(name: str, priors: dict[str, Prior]) -> None:
     prior = priors[name]
     theta = prior.sample(20_000, seed=3)
-    z = prior.to_compact(theta)
+    z = prior.compact.forward(theta.double())
     assert z.mean(0).abs().max() < 0.05
     assert (z.std(0) - 1).abs().max() < 0.05
-    again = prior.box.inward(prior.compact.inverse(prior.to_compact(theta.double())).float())
+    again = prior.box.inward(prior.compact.inverse(z).float())
     torch.testing.assert_close(again, theta, rtol=1e-6, atol=1e-6)
     two = prior.box.low.isfinite() & prior.box.high.isfinite()
     if two.any():
@@ -227,10 +227,25 @@ def test_compact_is_standardised_and_goes_there_and_back(name: str, priors: dict
         for column in two.nonzero()[:, 0].tolist():
             middle = (shares[:, column] - 0.5).abs() < 0.25
             if int(middle.sum()) > 1000:
-                line = torch.corrcoef(torch.stack([theta[middle, column], z[middle, column]]))[0, 1]
+                line = torch.corrcoef(torch.stack([theta[middle, column].double(), z[middle, column]]))[0, 1]
                 assert line > 0.999
     else:
         assert prior.compact is prior.transform
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_inputs_are_standardised_and_between_limits_as_they_are(name: str, priors: dict[str, Prior]) -> None:
+    prior = priors[name]
+    theta = prior.sample(20_000, seed=3)
+    z = prior.to_input(theta.double())
+    assert z.mean(0).abs().max() < 0.05
+    assert (z.std(0) - 1).abs().max() < 0.05
+    two = prior.box.low.isfinite() & prior.box.high.isfinite()
+    assert torch.equal(z[:, ~two], prior.to_model(theta.double())[:, ~two])
+    for column in two.nonzero()[:, 0].tolist():
+        slope = z[:, column].std() / theta[:, column].double().std()
+        line = slope * (theta[:, column].double() - theta[:, column].double().mean()) + z[:, column].mean()
+        torch.testing.assert_close(z[:, column], line, rtol=1e-6, atol=1e-6)
 
 
 def test_transforms_are_as_named(priors: dict[str, Prior]) -> None:

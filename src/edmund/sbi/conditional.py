@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from edmund.errors import InputError
 from edmund.formulation import Formulation
 from edmund.likelihood import log_prob
 from edmund.model import Model
+from edmund.sample import sample
 from edmund.samplers import Heun
 from edmund.sbi.location import regress
 from edmund.sbi.network import ConditionalNetwork
@@ -25,6 +27,10 @@ from edmund.transform import Chain, Identity, Transform, Whiten
 
 _ROWS = 1 << 14
 _DENSITY_STEPS = 32
+_HELD_OUT, _LEAST_HELD_OUT = 5000, 50
+"""Numbers, of as many simulations as have them, whose density chooses among networks, and the least simulations: a
+density costs as many derivatives as there are numbers.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,41 @@ def train_conditional(
     return model, result
 
 
-def held_out_density(model: Model, data: DataSet, most: int) -> float:
-    """The mean of ln p(y | x), in nats and the user's units, over the first `most` of the data; -inf where it is not
-    finite, or where the denoiser is too far from one to have a density.
+@torch.no_grad()
+def means(model: Model, context: Tensor) -> Tensor:
+    """The means of w given context [B, dim + E], [B, dim], all but: what D says at sigma_max about the location."""
+    network = model.network
+    assert isinstance(network, ConditionalNetwork)
+    sigma_max = torch.tensor(model.formulation.sigma_max, dtype=context.dtype)
+    parts = [
+        model.denoiser(part[:, : network.dim], sigma_max, context=part)
+        for part in torch.split(context, network.rows_at_once)
+    ]
+    return torch.cat(parts)
+
+
+def sample_about(model: Model, mean: Tensor, context: Tensor, seeds: Sequence[int], **options: Any) -> Tensor:
+    """w [n, dim], a draw for each of n seeds, given context [n or 1, dim + E], of `means` [n or 1, dim].
+
+    A solver starts from noise around 0, and what is drawn lies around its mean, which may be far from there in its
+    stds: what is sampled is w - mean. options: of `sample`.
+    """
+    dim = mean.shape[1]
+    rows = torch.cat([context[:, :dim] - mean, context[:, dim:]], 1)
+    centred = sample(model.denoiser, (len(seeds), dim), condition={"context": rows}, seeds=seeds, **options)
+    assert isinstance(centred, Tensor)
+    w: Tensor = centred + mean.to(centred)
+    return w
+
+
+def held_out_density(model: Model, data: DataSet) -> float:
+    """The mean of ln p(y | x), in nats and the user's units, over the first of the data (`most_held_out`); -inf where
+    it is not finite, or where the denoiser is too far from one to have a density.
     """
     network = model.network
     assert isinstance(network, ConditionalNetwork)
     y, x = next(passes(data))
+    most = most_held_out(y.shape[1])
     y, x = y[:most], x[:most]
     with torch.no_grad():
         context = network.encode(x.to(network.location_bias.device))
@@ -128,6 +162,11 @@ def held_out_density(model: Model, data: DataSet, most: int) -> float:
     assert isinstance(found, Tensor)
     mean = float(found.mean())
     return mean if math.isfinite(mean) else -math.inf
+
+
+def most_held_out(numbers: int) -> int:
+    """How many held-out simulations a density of that many numbers is averaged over, at most."""
+    return max(_HELD_OUT // numbers, _LEAST_HELD_OUT)
 
 
 def passes(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:

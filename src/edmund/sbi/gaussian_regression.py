@@ -85,11 +85,16 @@ class GaussianRegression(nn.Module):
         s: Tensor = mean + solved[..., 0]
         return s
 
+    def log_abs_det(self, z: Tensor) -> Tensor:
+        """ln |P|, [B]: of the density of s, ln p(s) = ln p(w) + ln |P|."""
+        _, whitening = self(z)
+        return _log_abs_det(whitening)
+
     def loss(self, z: Tensor, s: Tensor) -> Tensor:
         """- ln p(s | z) but for its constant, in nats, the mean over the batch."""
         mean, whitening = self(z)
         squares = _times(whitening, s - mean).square().sum(1)
-        loss: Tensor = (squares / 2 - whitening.diagonal(dim1=1, dim2=2).log().sum(1)).mean()
+        loss: Tensor = (squares / 2 - _log_abs_det(whitening)).mean()
         return loss
 
 
@@ -128,6 +133,11 @@ def fit_gaussian(
             if step - found_at >= _PATIENCE:
                 break
     return best.eval()
+
+
+def _log_abs_det(whitening: Tensor) -> Tensor:
+    total: Tensor = whitening.diagonal(dim1=1, dim2=2).log().sum(1)
+    return total
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

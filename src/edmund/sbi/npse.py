@@ -51,10 +51,6 @@ _BATCH, _BATCH_ALONE = 2048, 1024
 """Samples of a batch at most, and where no simulations are drawn besides: larger ones are quicker, and know few
 simulations by heart sooner.
 """
-_HELD_OUT, _LEAST_HELD_OUT = 5000, 50
-"""Numbers, of as many simulations as have them, whose density chooses among networks, and the least simulations: a
-density costs as many derivatives as theta has numbers.
-"""
 _VP_M = 6
 """Of VP's noise input (M - 1) t: of the 1000 of images, the network's tones make two thousand turns on the way from
 noise to data, which it does not unlearn from a few simulations, and which an adaptive solver resolves one by one.
@@ -216,8 +212,7 @@ class NPSE:
             )
             density, told = -math.inf, ("", "")
             if drawn is not None:
-                most = max(_HELD_OUT // self.prior.dim, _LEAST_HELD_OUT)
-                density = held_out_density(model, Mapped(validation, self._inward), most)
+                density = held_out_density(model, Mapped(validation, self._inward))
                 told = f" ({share:.0%} the simulator's own)", f", ln p(theta | x) {density:.5g} on average"
             if progress:
                 _say(

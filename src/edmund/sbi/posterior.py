@@ -21,6 +21,7 @@ from edmund.model import Model
 from edmund.sample import sample
 from edmund.sbi import saved
 from edmund.sbi.composition import Composition, posterior_covariances
+from edmund.sbi.conditional import means, sample_about
 from edmund.sbi.diffused_prior import prior_denoiser
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.priors import Prior
@@ -206,7 +207,7 @@ class Posterior:
 
     def _latents(self, context: Tensor, n: int, seed: int) -> Tensor:
         """Unit normals [n, D] moved so that at sigma_max they lie around the mean of the single posteriors' means."""
-        mean = self._means(context).mean(0).cpu().double()
+        mean = means(self.model, context).mean(0).cpu().double()
         normals = noise.normal(noise.keys(seed, torch.arange(n)), (self.prior.dim,), _START)
         return normals + mean / self.model.formulation.sigma_max
 
@@ -258,35 +259,19 @@ class Posterior:
         progress: bool,
     ) -> Tensor:
         """w [n B, D]: n draws for each row of context [B, D + E], all rows once, then again."""
-        # A solver starts from noise around 0, and the posterior's lies around its mean, which may be far from there in
-        # posterior stds: what is sampled is w - mean.
-        mean = self._means(context)
-        rows = torch.cat([context[:, : self.prior.dim] - mean, context[:, self.prior.dim :]], 1)
+        mean, rows = means(self.model, context), context
         if len(context) > 1:
             mean, rows = mean.repeat(n, 1), rows.repeat(n, 1)
-        centred = sample(
-            self.model.denoiser,
-            (n * len(context), self.prior.dim),
-            condition={"context": rows},
-            seeds=_seeds(seed, n * len(context)),
+        return sample_about(
+            self.model,
+            mean,
+            rows,
+            _seeds(seed, n * len(context)),
             sampler=sampler,
             num_steps=num_steps,
             batch_size=self.network.rows_at_once if batch_size is None else batch_size,
             progress=progress,
         )
-        assert isinstance(centred, Tensor)
-        w: Tensor = centred + mean.to(centred)
-        return w
-
-    @torch.no_grad()
-    def _means(self, context: Tensor) -> Tensor:
-        """The mean of w [B, D], all but: what the denoiser says at sigma_max about the location."""
-        sigma_max = torch.tensor(self.model.formulation.sigma_max, dtype=context.dtype)
-        parts = [
-            self.model.denoiser(part[:, : self.prior.dim], sigma_max, context=part)
-            for part in torch.split(context, self.network.rows_at_once)
-        ]
-        return torch.cat(parts)
 
     def _to_user(self, w: Tensor) -> Tensor:
         """theta float32 of w [n, D], inside the support whatever rounding does."""

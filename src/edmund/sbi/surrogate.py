@@ -10,6 +10,7 @@ simulations, and nothing else, says whether that was of use.
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +27,15 @@ from edmund.errors import InputError
 from edmund.formulation import Formulation
 from edmund.model import Model
 from edmund.progress import track
-from edmund.sample import sample
-from edmund.sbi.conditional import Effort, passes, train_conditional
+from edmund.sbi.conditional import (
+    Effort,
+    held_out_density,
+    means,
+    most_held_out,
+    passes,
+    sample_about,
+    train_conditional,
+)
 from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
 from edmund.sbi.network import ConditionalNetwork, mlp_for
 from edmund.sbi.priors import Prior
@@ -45,23 +53,26 @@ _LR = 1e-3
 _ROWS = 20_000
 """Simulations that are drawn at a time."""
 _STEPS = 24
-_DRAWN, _OF = "drawn.safetensors", "of"
-"""The file of what was drawn, and its entry that says by what."""
+_DRAWN, _GAUSSIAN, _OF = "drawn.safetensors", "gaussian.safetensors", "of"
+"""The files of what was drawn and of the Gaussian, which may differ by the number of threads, and their entry that says
+of what simulations and settings they are.
+"""
 
 
 class LearnedSimulator:
     """A model of p(x | theta) for vectors x, trained on simulations.
 
-    With s the standardised x and z = prior.to_compact(theta), a Gaussian of mean and covariance that depend on z is
-    fitted to s; what it leaves, white and of one scale, is a diffusion model's. Values that are whole numbers in all
-    simulations are spread evenly over the unit around them, as a density at points has no bound, and drawn ones are
-    rounded.
+    With s the standardised x and z = prior.to_input(theta), a diffusion model is trained of s given z, and another of
+    what a Gaussian of mean and covariance that depend on z leaves of s, white and of one scale; the density of held-out
+    simulations chooses. The Gaussian is what scales need that vary by orders of magnitude, but it is not smooth, and
+    where one scale is all there is a model has to learn its errors. Values that are whole numbers in all simulations
+    are spread evenly over the unit around them, as a density at points has no bound, and drawn ones are rounded.
 
-    whole: which values those are, bool [*x_shape].
+    gaussian: None where the model is of s itself. whole: which values those are, bool [*x_shape].
     """
 
     def __init__(
-        self, prior: Prior, standard: Standardise, gaussian: GaussianRegression, model: Model, whole: Tensor
+        self, prior: Prior, standard: Standardise, gaussian: GaussianRegression | None, model: Model, whole: Tensor
     ) -> None:
         self.prior, self.standard, self.gaussian, self.model, self.whole = prior, standard, gaussian, model, whole
 
@@ -75,12 +86,16 @@ class LearnedSimulator:
         body: Mapping[str, Any],
         effort: Effort,
         directory: Path,
+        identity: str,
         *,
         seed: int,
         device: torch.device | str | None,
         progress: bool,
     ) -> LearnedSimulator:
-        """From simulations as `Simulations.split` gives them, with vectors x."""
+        """From simulations as `Simulations.split` gives them, with vectors x.
+
+        identity: of the simulations and settings; what `directory` has of the same is gone on with.
+        """
         pairs = [_whole(each) for each in (train, validation)]
         x = pairs[0][1]
         whole = (x == x.round()).all(0)
@@ -93,15 +108,39 @@ class LearnedSimulator:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # constant columns are told of with the posterior's network
                     standard.fit([spread])
-            sets.append((prior.to_compact(theta).float(), standard(spread)))
-        gaussian = fit_gaussian(*sets, seed=seed, progress=progress)
-        with torch.no_grad():
-            white = [data.from_arrays(gaussian.whiten(z, s), observation=z) for z, s in sets]
-        with seeded(seed):
-            network = ConditionalNetwork(gaussian.features, (prior.dim,), body=body)
-        model, _ = train_conditional(
-            white[0], white[1], network, formulation, effort, directory, seed=seed, device=device, progress=progress
-        )
+            sets.append((prior.to_input(theta).float(), standard(spread)))
+        found = []
+        for about in (False, True):
+            gaussian = _gaussian(sets[0], sets[1], directory / _GAUSSIAN, identity, seed, progress) if about else None
+            with torch.no_grad():
+                left = [(s if gaussian is None else gaussian.whiten(z, s), z) for z, s in sets]
+            pair = [data.from_arrays(w, observation=z) for w, z in left]
+            with seeded(seed):
+                network = ConditionalNetwork(len(whole), (prior.dim,), body=body)
+            model, _ = train_conditional(
+                pair[0],
+                pair[1],
+                network,
+                formulation,
+                effort,
+                directory / ("whitened" if about else "plain"),
+                seed=seed,
+                device=device,
+                progress=progress,
+            )
+            density = held_out_density(model, pair[1])
+            if gaussian is not None:
+                with torch.no_grad():
+                    density += float(gaussian.log_abs_det(sets[1][0][: most_held_out(len(whole))]).mean())
+            found.append((density, gaussian, model))
+        if progress:
+            print(
+                f"simulator: ln p(x | theta) {found[0][0]:.5g} on average of held-out simulations, "
+                f"{found[1][0]:.5g} about a Gaussian (of standardised x)",
+                file=sys.stderr,
+                flush=True,
+            )
+        _, gaussian, model = max(found, key=lambda each: each[0])
         return cls(prior, standard, gaussian, model, whole)
 
     def simulate(self, n: int, seed: int, progress: bool) -> tuple[Tensor, Tensor]:
@@ -132,18 +171,19 @@ class LearnedSimulator:
     def _draw(self, theta: Tensor, first_seed: int) -> Tensor:
         network = self.model.network
         assert isinstance(network, ConditionalNetwork)
-        z = self.prior.to_compact(theta)
-        w = sample(
-            self.model.denoiser,
-            (len(theta), *self.model.shape),
-            condition={"context": network.encode(z.to(network.location_bias.device))},
-            seeds=range(first_seed, first_seed + len(theta)),
+        z = self.prior.to_input(theta)
+        context = network.encode(z.to(network.location_bias.device))
+        w = sample_about(
+            self.model,
+            means(self.model, context),
+            context,
+            range(first_seed, first_seed + len(theta)),
             num_steps=_STEPS,
             dtype=torch.float32,
             progress=False,
         )
-        assert isinstance(w, Tensor)
-        x = self.standard.inverse(self.gaussian.unwhiten(z, self.model.transform.inverse(w)))
+        s = self.model.transform.inverse(w)
+        x = self.standard.inverse(s if self.gaussian is None else self.gaussian.unwhiten(z, s))
         # A learned density reaches a little beyond the values that there are: whole numbers end where the data end.
         rounded = x.round().clamp(self.standard.low.round(), self.standard.high.round())
         return torch.where(self.whole, rounded, x)
@@ -207,8 +247,8 @@ def draw_simulations(
 ) -> tuple[Tensor, Tensor]:
     """(theta [M, D], x [M, *]) of a simulator that is learned from simulations.
 
-    validation: decides when it has learned. directory: of the run of its diffusion model, from which the same call goes
-    on, and of what was drawn, which the same call finds there; samples: that this sees at most.
+    validation: decides when it has learned. directory: of the runs of its diffusion models, from which the same call
+    goes on, and of what was drawn, which the same call finds there; samples: that each sees at most.
     """
     size = len(train) + len(validation)
     seen = max(samples, batch_size)
@@ -216,39 +256,64 @@ def draw_simulations(
     drawn_by = [*data_sets, prior.config(), formulation.config(), seen, batch_size, drawn_for(size), seed]
     file, identity = directory / _DRAWN, json.dumps(drawn_by)
     found = _kept(file, identity)
-    if found is not None:
-        return found
-    simulator = LearnedSimulator.train(
-        train,
-        validation,
-        prior,
-        formulation,
-        mlp_for(size),
-        Effort(seen, batch_size, _LR, max(seen // 4, batch_size)),
-        directory,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-    theta, x = simulator.simulate(drawn_for(size), seed + 1, progress)
-    with writing_to(directory):
-        incomplete = file.with_suffix(".incomplete")
-        save_file({"theta": theta, "x": x}, incomplete, {_OF: identity})
-        incomplete.replace(file)
-    return theta, x
+    if found is None:
+        simulator = LearnedSimulator.train(
+            train,
+            validation,
+            prior,
+            formulation,
+            mlp_for(size),
+            Effort(seen, batch_size, _LR, max(seen // 4, batch_size)),
+            directory,
+            identity,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+        theta, x = simulator.simulate(drawn_for(size), seed + 1, progress)
+        found = {"theta": theta, "x": x}
+        _keep(file, identity, found)
+    return found["theta"], found["x"]
 
 
-def _kept(file: Path, identity: str) -> tuple[Tensor, Tensor] | None:
-    """What was drawn before, by the same simulations and settings."""
+def _gaussian(
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    file: Path,
+    identity: str,
+    seed: int,
+    progress: bool,
+) -> GaussianRegression:
+    """The Gaussian of (z, s), which `file` may have from before."""
+    weights = _kept(file, identity)
+    if weights is not None:
+        found = GaussianRegression(train[0].shape[1], train[1].shape[1])
+        found.load_state_dict(weights)
+        return found.eval()
+    found = fit_gaussian(train, validation, seed=seed, progress=progress)
+    _keep(file, identity, found.state_dict())
+    return found
+
+
+def _kept(file: Path, identity: str) -> dict[str, Tensor] | None:
+    """The tensors of a file of the same simulations and settings."""
     if not file.is_file():
         return None
     try:
         with safe_open(file, "pt") as kept:
             if (kept.metadata() or {}).get(_OF) == identity:
-                return kept.get_tensor("theta"), kept.get_tensor("x")
-    except SafetensorError:  # damaged: it is drawn again
+                return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+    except SafetensorError:  # damaged: it is made again
         pass
     return None
+
+
+def _keep(file: Path, identity: str, tensors: Mapping[str, Tensor]) -> None:
+    with writing_to(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        incomplete = file.with_suffix(".incomplete")
+        save_file(dict(tensors), incomplete, {_OF: identity})
+        incomplete.replace(file)
 
 
 def _whole(data: DataSet) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ get rid of limits: between two of them its z is about theta itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,9 +83,17 @@ class Prior:
         """theta [B, D] within the support to z [B, D] in unbounded space, of about zero mean and unit variance, where
         parameters with two limits are as they are but for short tails at the limits; `transform` where none has two.
         """
+        return self._between_limits(_short_tails)
+
+    @functools.cached_property
+    def _input(self) -> Transform:
+        return self._between_limits(_as_it_is)
+
+    def _between_limits(self, make: _Between) -> Transform:
+        """`transform`, but for what has two limits, which `make` transforms."""
         if not any(_between(law.box).any() for law in self.laws):
             return self.transform
-        parts = [_compact(law) if _between(law.box).any() else _transform(law) for law in self.laws]
+        parts = [_with(make, law) if _between(law.box).any() else _transform(law) for law in self.laws]
         return _side_by_side(list(self.laws), parts)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
@@ -124,9 +133,12 @@ class Prior:
         """
         return self._carried(theta, self.transform)
 
-    def to_compact(self, theta: Tensor) -> Tensor:
-        """z [B, D] = compact(theta), as `to_model` is of `transform`."""
-        return self._carried(theta, self.compact)
+    def to_input(self, theta: Tensor) -> Tensor:
+        """z [B, D], theta as a network is told it: of about zero mean and unit variance, without tails at limits.
+
+        Parameters with two limits are as they are, the others as in `transform`; errors as of `to_model`.
+        """
+        return self._carried(theta, self._input)
 
     def to_user(self, z: Tensor) -> Tensor:
         """theta [B, D] float32 = transform^-1(z), always inside the support.
@@ -276,14 +288,24 @@ def _between(box: Box) -> Tensor:
     return box.low.isfinite() & box.high.isfinite()
 
 
-def _compact(law: Law) -> Transform:
-    """A law's part of `Prior.compact`, standardised by draws unless it is uniform."""
+_Between = Callable[[Tensor, Tensor], Transform]
+"""Of limits low and high, [D]: a transform of what lies between, with which uniform laws have unit variance."""
+
+
+def _short_tails(low: Tensor, high: Tensor) -> Transform:
+    return Probit(low, high, EDGE)
+
+
+def _as_it_is(low: Tensor, high: Tensor) -> Transform:
+    return Standardise((low + high) / 2, (high - low) / math.sqrt(12))
+
+
+def _with(make: _Between, law: Law) -> Transform:
+    """A law with two limits through `make`, standardised by draws unless it is uniform."""
     box, inner = law.box, _between(law.box)
     if isinstance(law, kinds.Univariate) and law.kind == "uniform":
-        return Probit(box.low, box.high, EDGE)
-    parts: list[tuple[list[int], Transform]] = [
-        (inner.nonzero()[:, 0].tolist(), Probit(box.low[inner], box.high[inner], EDGE))
-    ]
+        return make(box.low, box.high)
+    parts: list[tuple[list[int], Transform]] = [(inner.nonzero()[:, 0].tolist(), make(box.low[inner], box.high[inner]))]
     if not inner.all():
         parts.append(((~inner).nonzero()[:, 0].tolist(), Bounded(box.low[~inner], box.high[~inner])))
     free = Blocks(parts)
