@@ -43,8 +43,10 @@ class _Candidate(NamedTuple):
     compact: bool
 
 
-_CANDIDATES = (_Candidate("half", 0.5, True), _Candidate("tenth", 0.1, False))
 _ALONE = (_Candidate("simulations", 1.0, False),)
+_LIMITED = (_Candidate("compact", 0.1, True), _Candidate("normal", 0.1, False))
+"""Where parameters have two limits: there the space matters more than the share."""
+_UNLIMITED = (_Candidate("half", 0.5, False), _Candidate("tenth", 0.1, False))
 _STEPS, _TRANSFORMER_STEPS = 48, 28
 """Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
 _BATCH, _BATCH_ALONE = 2048, 1024
@@ -141,8 +143,9 @@ class NPSE:
         What is None or "auto" is chosen from the numbers of parameters and simulations, and printed. samples: training
         samples seen, at most; training stops when the held-out loss no longer falls, and the best average is kept.
         learn_simulator: whether a model of p(x | theta) draws further simulations to train on (vectors x only; "auto":
-        where x is short enough); then one network is trained where the simulator's own are half of all and another
-        where they are a tenth, and the density of held-out simulations decides. validation_fraction: of the
+        where x is short enough); then two networks are trained, in two spaces where parameters have two limits, and
+        else where the simulator's own are half of all and where they are a tenth, and the density of held-out
+        simulations decides. validation_fraction: of the
         simulations, held out (at most 2000). directory: of the runs, from which the same call goes on when it was
         interrupted; None: a temporary one.
 
@@ -185,7 +188,8 @@ class NPSE:
                 device=self.device,
                 progress=progress,
             )
-        for name, share, compact in _ALONE if drawn is None else _CANDIDATES:
+        limited = self.prior.compact is not self.prior.transform
+        for name, share, compact in _ALONE if drawn is None else _LIMITED if limited else _UNLIMITED:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -213,7 +217,7 @@ class NPSE:
             density, told = -math.inf, ("", "")
             if drawn is not None:
                 density = held_out_density(model, Mapped(validation, self._inward))
-                told = f" ({share:.0%} the simulator's own)", f", ln p(theta | x) {density:.5g} on average"
+                told = f" ({name}, {share:.0%} the simulator's own)", f", ln p(theta | x) {density:.5g} on average"
             if progress:
                 _say(
                     f"trained on simulations{told[0]}: held-out loss {result.best_validation_loss:.5g}{told[1]} after "
