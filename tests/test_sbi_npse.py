@@ -331,26 +331,30 @@ def test_what_was_drawn_is_found_again(tmp_path, monkeypatch: pytest.MonkeyPatch
         drawn()
 
 
-def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
-    """x_0 of a scale that theta decides over four orders of magnitude, x_1 a whole number."""
-    generator = torch.Generator().manual_seed(0)
-    theta = torch.randn(4000, 2, generator=generator)
-    x = torch.stack([(2 * theta[:, 0]).exp() * torch.randn(4000, generator=generator), (3 * theta[:, 1]).round()], 1)
+def learned_simulator(theta: Tensor, x: Tensor, channels: int, samples: int, directory: Path) -> LearnedSimulator:
     inference = NPSE(PRIOR).append_simulations(theta, x)
     train, validation = inference.simulations.split(0.1)
-    simulator = LearnedSimulator.train(
+    return LearnedSimulator.train(
         train,
         validation,
         inference.prior,
         inference.formulation,
-        {"type": "mlp", "channels": 32, "blocks": 1},
-        Effort(50_000, 256, 1e-3, 50_000),
-        tmp_path,
+        {"type": "mlp", "channels": channels, "blocks": 1},
+        Effort(samples, 256, 1e-3, samples),
+        directory,
         "",
         seed=0,
         device=None,
         progress=False,
     )
+
+
+def test_learned_simulator_has_the_simulators_law(tmp_path) -> None:
+    """x_0 of a scale that theta decides over four orders of magnitude, x_1 a whole number."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(4000, 2, generator=generator)
+    x = torch.stack([(2 * theta[:, 0]).exp() * torch.randn(4000, generator=generator), (3 * theta[:, 1]).round()], 1)
+    simulator = learned_simulator(theta, x, 32, 50_000, tmp_path)
     drawn_theta, drawn = simulator.simulate(4000, 1, progress=False)
     assert len(drawn) > 3950
     assert drawn[:, 0].abs().max() < 1.5 * x[:, 0].abs().max()
@@ -374,21 +378,7 @@ def test_the_density_of_held_out_simulations_chooses_the_simulator(
     monkeypatch.setattr(surrogate, "fit_gaussian", lambda *_, **__: gaussian)
     monkeypatch.setattr(surrogate, "held_out_density", lambda *_: next(densities))
     theta, x = simulate(500)
-    inference = NPSE(PRIOR).append_simulations(theta, x[:, :2])
-    train, validation = inference.simulations.split(0.1)
-    simulator = LearnedSimulator.train(
-        train,
-        validation,
-        inference.prior,
-        inference.formulation,
-        {"type": "mlp", "channels": 8, "blocks": 1},
-        Effort(2_000, 256, 1e-3, 2_000),
-        tmp_path,
-        "",
-        seed=0,
-        device=None,
-        progress=False,
-    )
+    simulator = learned_simulator(theta, x[:, :2], 8, 2_000, tmp_path)
     assert (simulator.gaussian is None) == kept
     assert simulator.simulate(10, 0, progress=False)[1].shape == (10, 2)
 

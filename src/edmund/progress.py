@@ -59,8 +59,7 @@ class Bar:
     def _write_line(self, now: float) -> None:
         self._due = now + LINE_INTERVAL
         count = f"{self.done}" if self.total is None else f"{self.done} of {self.total}"
-        if _stderr_is_open():  # a program may close it while we work
-            print(f"{self.description}: {', '.join([count, *self._parts(now)])}", file=sys.stderr, flush=True)
+        say(f"{self.description}: {', '.join([count, *self._parts(now)])}")
 
     def _draw(self, now: float) -> None:
         self._due = now + INTERVAL
@@ -134,6 +133,12 @@ def track(total: int | None, description: str, enabled: bool = True, done: int =
     get in each other's way.
     """
     return Bar(total, description, enabled, done)
+
+
+def say(text: str, enabled: bool = True) -> None:
+    """A line on stderr."""
+    if enabled and _stderr_is_open():  # a program may close it while we work
+        print(text, file=sys.stderr, flush=True)
 
 
 def _stderr_is_open() -> bool:

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from edmund.errors import InputError, check_count, unknown
 from edmund.metrics import c2st, mmd
 from edmund.metrics.c2st import CLASSIFIERS
 from edmund.model import count_parameters
+from edmund.progress import say
 from edmund.sbi import benchmark_rows, tasks
 from edmund.sbi.benchmark_rows import Options, Row
 from edmund.sbi.npse import NPSE
@@ -123,7 +123,7 @@ def run(
                         task, size, number, references[task.name, number], trained, options, missing, row, workers
                     )
                     benchmark_rows.put(path, row)
-                    _say(progress, _told(row))
+                    say(_told(row), progress)
                 rows.append(row)
     return rows
 
@@ -193,7 +193,7 @@ def _trained(
     folder = runs_folder(out, task.name, size, options)
     record = _read_record(folder, options)
     if not record["done"]:
-        _say(progress, f"benchmark: {task.name}, {size} simulations: training in {folder}")
+        say(f"benchmark: {task.name}, {size} simulations: training in {folder}", progress)
         record["calls"] += 1
         _write_record(folder, record)
         start = time.perf_counter()
@@ -202,7 +202,7 @@ def _trained(
         finally:
             record["seconds"] += time.perf_counter() - start
             _write_record(folder, record)
-        _say(progress, f"benchmark: {task.name}, {size} simulations: trained in {record['seconds']:.0f} s")
+        say(f"benchmark: {task.name}, {size} simulations: trained in {record['seconds']:.0f} s", progress)
     posterior = Posterior.load(folder / "posterior", device="cpu" if device is None else device)
     return _Trained(posterior, record["seconds"], record["calls"], record["validation_loss"])
 
@@ -356,8 +356,3 @@ def _distinct(argument: str, values: Iterable[Any]) -> list[Any]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _say(progress: bool, text: str) -> None:
-    if progress:
-        print(text, file=sys.stderr, flush=True)

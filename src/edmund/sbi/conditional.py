@@ -127,14 +127,18 @@ def means(model: Model, context: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def sample_about(model: Model, mean: Tensor, context: Tensor, seeds: Sequence[int], **options: Any) -> Tensor:
-    """w [n, dim], a draw for each of n seeds, given context [n or 1, dim + E], of `means` [n or 1, dim].
+def sample_about_means(model: Model, context: Tensor, seeds: Sequence[int], **options: Any) -> Tensor:
+    """w [n B, dim], n draws for each row of context [B, dim + E], all rows once, then again; n B seeds.
 
     A solver starts from noise around 0, and what is drawn lies around its mean, which may be far from there in its
     stds: what is sampled is w - mean. options: of `sample`.
     """
+    mean = means(model, context)
     dim = mean.shape[1]
     rows = torch.cat([context[:, :dim] - mean, context[:, dim:]], 1)
+    if len(context) > 1:
+        times = len(seeds) // len(context)
+        mean, rows = mean.repeat(times, 1), rows.repeat(times, 1)
     centred = sample(model.denoiser, (len(seeds), dim), condition={"context": rows}, seeds=seeds, **options)
     assert isinstance(centred, Tensor)
     w: Tensor = centred + mean.to(centred)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from edmund.errors import InputError, check_count
 from edmund.likelihood import log_prob
 from edmund.model import Model, count_parameters
 from edmund.networks import TokenTransformer
+from edmund.progress import say
 from edmund.sample import sample
 from edmund.sbi import saved
 from edmund.sbi.dependency import check_graph
@@ -312,12 +312,12 @@ class JointEstimator:
         batch = check_count("batch_size", batch_size) if batch_size is not None else min(256, max(64, size // 4))
         plain = shape[0] <= MOST_NUMBERS and self.simulations.nan == "refuse"
         learns = check_learns(learn_simulator, shape, self.simulations.nan, plain and seen > _LEARN_FROM * size)
-        if progress:
-            _say(
-                f"{size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; "
-                f"{count_parameters(network)} weights; {seen} samples in batches of {batch}"
-                f"{f'; a learned simulator draws {drawn_for(size)} more' if learns else ''}"
-            )
+        say(
+            f"JointEstimator: {size} simulations of {self.prior.dim} parameters and {shape[0]} numbers; "
+            f"{count_parameters(network)} weights; {seen} samples in batches of {batch}"
+            f"{f'; a learned simulator draws {drawn_for(size)} more' if learns else ''}",
+            progress,
+        )
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             if learns:
@@ -348,12 +348,12 @@ class JointEstimator:
         without, gain, error = held_out_gain(model, validation, seed)
         if gain < _ERRORS * error:
             network.silence()
-        if progress:
-            kept = "kept" if gain >= _ERRORS * error else "left out: the model is the Gaussian of the data's moments"
-            _say(
-                f"held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by the network, "
-                f"which is {kept}"
-            )
+        kept = "kept" if gain >= _ERRORS * error else "left out: the model is the Gaussian of the data's moments"
+        say(
+            f"JointEstimator: held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by the "
+            f"network, which is {kept}",
+            progress,
+        )
         self._model = model
         return self
 
@@ -519,10 +519,6 @@ class JointEstimator:
         if both:
             raise InputError(f"asked is {asked!r}; column {both[0]} is given")
         return wanted
-
-
-def _say(text: str) -> None:
-    print(f"JointEstimator: {text}", file=sys.stderr, flush=True)
 
 
 def _rows(argument: str, value: Any, width: int) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from edmund.data import DataSet
 from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model, count_parameters
+from edmund.progress import say
 from edmund.sbi.conditional import Effort, Mapped, held_out_density, train_conditional
 from edmund.sbi.network import BODIES, ConditionalNetwork, mlp_for
 from edmund.sbi.posterior import Posterior
@@ -145,9 +145,8 @@ class NPSE:
         learn_simulator: whether a model of p(x | theta) draws further simulations to train on (vectors x only; "auto":
         where x is short enough); then two networks are trained, in two spaces where parameters have two limits, and
         else where the simulator's own are half of all and where they are a tenth, and the density of held-out
-        simulations decides. validation_fraction: of the
-        simulations, held out (at most 2000). directory: of the runs, from which the same call goes on when it was
-        interrupted; None: a temporary one.
+        simulations decides. validation_fraction: of the simulations, held out (at most 2000). directory: of the runs,
+        from which the same call goes on when it was interrupted; None: a temporary one.
 
         Raises InputError for too few simulations, and for what the options of training refuse; KeyboardInterrupt where
         a signal ended it, what was trained being saved in `directory`.
@@ -157,8 +156,7 @@ class NPSE:
         train, validation = self.simulations.split(fraction, seed)
         self.held_out = validation
         plan = self._plan(size, samples, batch_size, lr, learn_simulator)
-        if progress:
-            _say(f"{size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}")
+        say(f"NPSE: {size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}", progress)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             self._model, self.result = self._train(train, validation, plan, folder, seed, progress)
@@ -174,8 +172,10 @@ class NPSE:
         self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
     ) -> tuple[Model, TrainingResult]:
         found = []
+        candidates: tuple[_Candidate, ...] = _ALONE
         drawn: tuple[Tensor, Tensor] | None = None
         if plan.drawn:
+            candidates = _UNLIMITED if self.prior.compact is self.prior.transform else _LIMITED
             drawn = draw_simulations(
                 train,
                 validation,
@@ -188,8 +188,7 @@ class NPSE:
                 device=self.device,
                 progress=progress,
             )
-        limited = self.prior.compact is not self.prior.transform
-        for name, share, compact in _ALONE if drawn is None else _LIMITED if limited else _UNLIMITED:
+        for name, share, compact in candidates:
             with seeded(seed):  # of the first weights, which come from the global stream
                 network = ConditionalNetwork(
                     self.prior.dim,
@@ -214,16 +213,16 @@ class NPSE:
                 device=self.device,
                 progress=progress,
             )
-            density, told = -math.inf, ("", "")
+            density, whose, nats = -math.inf, "", ""
             if drawn is not None:
                 density = held_out_density(model, Mapped(validation, self._inward))
-                told = f" ({name}, {share:.0%} the simulator's own)", f", ln p(theta | x) {density:.5g} on average"
-            if progress:
-                _say(
-                    f"trained on simulations{told[0]}: held-out loss {result.best_validation_loss:.5g}{told[1]} after "
-                    f"{result.best_samples_seen} samples ({count_parameters(network)} parameters, "
-                    f"{result.seconds:.0f} s)"
-                )
+                whose = f" ({name}, {share:.0%} the simulator's own)"
+                nats = f", ln p(theta | x) {density:.5g} on average"
+            say(
+                f"NPSE: trained on simulations{whose}: held-out loss {result.best_validation_loss:.5g}{nats} after "
+                f"{result.best_samples_seen} samples ({count_parameters(network)} parameters, {result.seconds:.0f} s)",
+                progress,
+            )
             loss = math.inf if result.best_validation_loss is None else result.best_validation_loss
             found.append(((density, -loss), model, result))
         return max(found, key=lambda each: each[0])[1:]
@@ -253,10 +252,6 @@ class NPSE:
 
 
 _TRANSFORMER = {"type": "transformer", "channels": 64, "blocks": 4}
-
-
-def _say(text: str) -> None:
-    print(f"NPSE: {text}", file=sys.stderr, flush=True)
 
 
 def _resolve(formulation: str | Formulation, num_steps: int) -> Formulation:

@@ -21,7 +21,7 @@ from edmund.model import Model
 from edmund.sample import sample
 from edmund.sbi import saved
 from edmund.sbi.composition import Composition, posterior_covariances
-from edmund.sbi.conditional import means, sample_about
+from edmund.sbi.conditional import means, sample_about_means
 from edmund.sbi.diffused_prior import prior_denoiser
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.priors import Prior
@@ -259,13 +259,9 @@ class Posterior:
         progress: bool,
     ) -> Tensor:
         """w [n B, D]: n draws for each row of context [B, D + E], all rows once, then again."""
-        mean, rows = means(self.model, context), context
-        if len(context) > 1:
-            mean, rows = mean.repeat(n, 1), rows.repeat(n, 1)
-        return sample_about(
+        return sample_about_means(
             self.model,
-            mean,
-            rows,
+            context,
             _seeds(seed, n * len(context)),
             sampler=sampler,
             num_steps=num_steps,

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import pickle
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from edmund.errors import InputError, check_count
-from edmund.progress import track
+from edmund.progress import say, track
 from edmund.sbi.priors import Prior
 from edmund.sbi.simulation_store import Store
 from edmund.sbi.simulator_batch import Batch, Floats, Job, Simulator, one_line, other_shapes
@@ -145,7 +144,7 @@ def simulate(
     except KeyboardInterrupt:
         if store is not None:
             where = f"{collected.seen} of {n} simulations are in {str(store.folder)!r}"
-            print(f"simulate: interrupted; {where}, and the same call goes on", file=sys.stderr)
+            say(f"simulate: interrupted; {where}, and the same call goes on")
         raise
     result = collected.result(None if store is None else store.folder)
     if result.failures:

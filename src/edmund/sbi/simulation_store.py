@@ -15,7 +15,7 @@ from torch import Tensor
 from edmund.errors import InputError
 from edmund.sbi.simulator_batch import Batch, one_line
 from edmund.training.fingerprint import check_same
-from edmund.training.output import sync, write_atomically, writing_to
+from edmund.training.output import replacing, write_atomically, writing_to
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,12 @@ class Store:
             "failed_x": np.stack(failed_x) if failed_x else np.zeros((0, *blank.shape), np.float32),
             "failed_with_x": np.array([x is not None for _, _, x in batch.failures], dtype=np.bool_),
         }
-        path = self._path(batch.number)
-        temporary = path.with_name(f".{path.name}.incomplete")
-        with writing_to(self.folder):
-            with temporary.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            sync(temporary)
-            temporary.replace(path)
+        with (
+            writing_to(self.folder),
+            replacing(self._path(batch.number)) as temporary,
+            temporary.open("wb") as file,
+        ):
+            np.savez(file, allow_pickle=False, **arrays)
 
     def load(self, number: int) -> Batch | None:
         """The batch of that number, if it was finished."""

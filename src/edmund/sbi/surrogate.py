@@ -10,7 +10,6 @@ simulations, and nothing else, says whether that was of use.
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,14 +25,13 @@ from edmund.data import DataSet
 from edmund.errors import InputError
 from edmund.formulation import Formulation
 from edmund.model import Model
-from edmund.progress import track
+from edmund.progress import say, track
 from edmund.sbi.conditional import (
     Effort,
     held_out_density,
-    means,
     most_held_out,
     passes,
-    sample_about,
+    sample_about_means,
     train_conditional,
 )
 from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
@@ -43,7 +41,7 @@ from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import CONDITION
 from edmund.sbi.standardise import Standardise
 from edmund.training import fingerprint
-from edmund.training.output import writing_to
+from edmund.training.output import replacing, writing_to
 
 MOST_NUMBERS = 64
 """Numbers of x up to which a simulator is learned: a density of more is harder to learn than the posterior."""
@@ -109,9 +107,10 @@ class LearnedSimulator:
                     warnings.simplefilter("ignore")  # constant columns are told of with the posterior's network
                     standard.fit([spread])
             sets.append((prior.to_input(theta).float(), standard(spread)))
+        fitted = _gaussian(sets[0], sets[1], directory / _GAUSSIAN, identity, seed, progress)
+        candidates: dict[str, GaussianRegression | None] = {"plain": None, "whitened": fitted}
         found = []
-        for about in (False, True):
-            gaussian = _gaussian(sets[0], sets[1], directory / _GAUSSIAN, identity, seed, progress) if about else None
+        for name, gaussian in candidates.items():
             with torch.no_grad():
                 left = [(s if gaussian is None else gaussian.whiten(z, s), z) for z, s in sets]
             pair = [data.from_arrays(w, observation=z) for w, z in left]
@@ -123,7 +122,7 @@ class LearnedSimulator:
                 network,
                 formulation,
                 effort,
-                directory / ("whitened" if about else "plain"),
+                directory / name,
                 seed=seed,
                 device=device,
                 progress=progress,
@@ -133,13 +132,11 @@ class LearnedSimulator:
                 with torch.no_grad():
                     density += float(gaussian.log_abs_det(sets[1][0][: most_held_out(len(whole))]).mean())
             found.append((density, gaussian, model))
-        if progress:
-            print(
-                f"simulator: ln p(x | theta) {found[0][0]:.5g} on average of held-out simulations, "
-                f"{found[1][0]:.5g} about a Gaussian (of standardised x)",
-                file=sys.stderr,
-                flush=True,
-            )
+        say(
+            f"simulator: ln p(x | theta) {found[0][0]:.5g} on average of held-out simulations, {found[1][0]:.5g} about "
+            "a Gaussian (of standardised x)",
+            progress,
+        )
         _, gaussian, model = max(found, key=lambda each: each[0])
         return cls(prior, standard, gaussian, model, whole)
 
@@ -173,15 +170,8 @@ class LearnedSimulator:
         assert isinstance(network, ConditionalNetwork)
         z = self.prior.to_input(theta)
         context = network.encode(z.to(network.location_bias.device))
-        w = sample_about(
-            self.model,
-            means(self.model, context),
-            context,
-            range(first_seed, first_seed + len(theta)),
-            num_steps=_STEPS,
-            dtype=torch.float32,
-            progress=False,
-        )
+        seeds = range(first_seed, first_seed + len(theta))
+        w = sample_about_means(self.model, context, seeds, num_steps=_STEPS, dtype=torch.float32, progress=False)
         s = self.model.transform.inverse(w)
         x = self.standard.inverse(s if self.gaussian is None else self.gaussian.unwhiten(z, s))
         # A learned density reaches a little beyond the values that there are: whole numbers end where the data end.
@@ -311,9 +301,8 @@ def _kept(file: Path, identity: str) -> dict[str, Tensor] | None:
 def _keep(file: Path, identity: str, tensors: Mapping[str, Tensor]) -> None:
     with writing_to(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        incomplete = file.with_suffix(".incomplete")
-        save_file(dict(tensors), incomplete, {_OF: identity})
-        incomplete.replace(file)
+        with replacing(file) as temporary:
+            save_file(dict(tensors), temporary, {_OF: identity})
 
 
 def _whole(data: DataSet) -> tuple[Tensor, Tensor]:

@@ -34,10 +34,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file `path` holds either what it held before or the whole of `text`, whenever the process dies."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a new `path`, which holds either what it held before or the whole of what was written, whenever
+    the process dies.
+    """
     temporary = path.with_name(f".{path.name}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
+    yield temporary
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Text by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

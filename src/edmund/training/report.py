@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from types import TracebackType
 from typing import Self
 
-from edmund.progress import track
+from edmund.progress import say, track
 
 
 class Report:
@@ -28,8 +27,7 @@ class Report:
 
     def say(self, text: str) -> None:
         """One line."""
-        if self.enabled:
-            print(text, file=sys.stderr, flush=True)
+        say(text, self.enabled)
 
     def __enter__(self) -> Self:
         self._bar.__enter__()
