@@ -39,7 +39,7 @@ def measure(task: tasks.Task, budget: int, options: argparse.Namespace) -> dict[
     for number, row in sorted(rows.items()):
         reference = task.reference(options.reference, number)
         began = time.perf_counter()
-        drawn = joint.sample(row.num_samples, given={"x": reference.x}, asked="theta", num_steps=48)
+        drawn = joint.sample(row.num_samples, given={"x": reference.x}, asked="theta")
         result["sampling_seconds"].append(time.perf_counter() - began)
         for name, pairs in scores.items():
             theirs = getattr(row, COLUMN[name])

@@ -70,7 +70,7 @@ def conditional_of(covariance: Tensor, given: Tensor, missing: Tensor, sigma: fl
 
 def gaussian_network(covariance: Tensor, graph: Tensor | None = None) -> JointNetwork:
     """An untrained network, so F = 0, with the moments of a Gaussian."""
-    network = JointNetwork(TokenTransformer(V, channels=8, blocks=1, heads=1), graph)
+    network = JointNetwork(TokenTransformer(V, channels=8, blocks=1, heads=1, numbers=2), graph)
     network.covariance.copy_(covariance)
     return network.double()
 
@@ -129,9 +129,18 @@ def test_the_denoiser_of_a_gaussian_is_exact_for_every_mask() -> None:
             torch.testing.assert_close(found[:, asked], (x @ expected.mT)[:, asked], rtol=1e-5, atol=1e-7)
             assert torch.equal(found[:, given], x[:, given])
             assert not found[:, missing].any()
-            _, std = denoiser.network.gaussian(x, torch.tensor([[sigma]]), given[None], missing[None])
+            _, std, residual = denoiser.network.gaussian(x, torch.tensor([[sigma]]), given[None], missing[None])
             variance = posterior.diagonal()[asked]
             torch.testing.assert_close(std[0, asked].square(), variance, rtol=1e-4, atol=1e-9)
+            assert not residual[:, missing].any()
+            noisy = covariance + torch.where(given, 0.0, sigma**2).double().diag()
+            there = (~missing).nonzero()[:, 0].tolist()
+            for column in there:
+                rest = [other for other in there if other != column]
+                gain = noisy[column, rest] @ torch.linalg.inv(noisy[rest][:, rest])
+                left = noisy[column, column] - gain @ noisy[rest, column]
+                unexplained = (x[:, column] - x[:, rest] @ gain) / left.sqrt()
+                torch.testing.assert_close(residual[:, column], unexplained, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_looks_at_what_is_asked_and_noises_nothing_else() -> None:

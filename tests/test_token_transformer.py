@@ -12,7 +12,7 @@ from torch import Tensor
 from edmund import networks
 from edmund.denoiser import Preconditioned
 from edmund.errors import InputError
-from edmund.networks import TokenTransformer
+from edmund.networks import TokenTransformer, token_transformer
 from edmund.preconditioning import EDM
 
 V, BATCH = 5, 4
@@ -141,6 +141,38 @@ def test_attention_and_missing_together() -> None:
     torch.testing.assert_close(both, network(x, c_noise, given=given, missing=missing), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_that_of_fp32(masked: bool) -> None:
+    """On a CPU the two have kernels of their own, and so have many tokens."""
+    for variables in (V, token_transformer._FEW + 1):
+        generator = torch.Generator().manual_seed(1)
+        network = awake(variables=variables)
+        x, c_noise = torch.randn(BATCH, variables, generator=generator), torch.randn(BATCH, generator=generator)
+        missing = (torch.rand(BATCH, variables, generator=generator) < 0.4) if masked else None
+        exact = network(x, c_noise, missing=missing)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(x, c_noise, missing=missing)
+        assert (rounded - exact).square().mean() < 1e-3 * exact.square().mean()
+
+
+def test_a_token_of_several_numbers_hears_each() -> None:
+    network = awake(numbers=2)
+    _, c_noise, given = draw()
+    x = torch.randn(BATCH, V, 2, generator=torch.Generator().manual_seed(2))
+    missing = torch.zeros(BATCH, V, dtype=torch.bool)
+    missing[:, 2] = True
+    x[:, 2] = torch.nan
+    before = network(x, c_noise, given=given, missing=missing)
+    assert before.isfinite().all()
+    for number in range(2):
+        other = x.clone()
+        other[1, 0, number] += 1
+        after = network(other, c_noise, given=given, missing=missing)
+        assert (after[1] - before[1])[[0, 1, 3, 4]].abs().min() > 1e-5
+    with pytest.raises(InputError, match=r"^x has shape \[4, 5\]; this network takes \[B, 5, 2\]"):
+        network(x[:, :, 0], c_noise)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -148,6 +180,7 @@ def test_attention_and_missing_together() -> None:
         ({"heads": 3}, "^heads is 3; it must divide the number of channels, 16"),
         ({"expansion": 0}, "^expansion is 0"),
         ({"dropout": 1.0}, "^dropout is 1.0"),
+        ({"numbers": 0}, "^numbers is 0"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:

@@ -4,14 +4,16 @@ Token v holds the value of variable v, which variable it is, and whether it is a
 
     h_v = W SiLU(a_{v, state} value + b_{v, state}) + c_{v, state}
 
-with vectors a, b, c of each variable's two states. The noise level's embedding e modulates every branch of every block,
-as in adaLN-zero (Peebles & Xie 2023, arXiv 2212.09748),
+with vectors a, b, c of each variable's two states; where a token holds several numbers, each has its a. The noise
+level's embedding e modulates every branch of every block,
 
-    h <- h + gate * branch((1 + scale) * norm(h) + shift),
+    h <- h + (1 + gate) * branch((1 + scale) * norm(h) + shift),
 
-for all tokens alike: given ones are told by their state that their own level is zero. A last layer of one vector a
-variable reads F_v off its token; it starts at zero, so F = 0 before training. This is the architecture of the Simformer
-(Gloeckler et al. 2024, arXiv 2404.09636) but for the modulation.
+for all tokens alike: given ones are told by their state that their own level is zero. Shift, scale and gate start at 0
+as in adaLN-zero (Peebles & Xie 2023, arXiv 2212.09748), but the branches start open: closed ones, made for networks of
+many blocks, take a good part of a short training to open. A last layer of one vector a variable reads F_v off its
+token; it starts at zero, so F = 0 before training. This is the architecture of the Simformer (Gloeckler et al. 2024,
+arXiv 2404.09636) but for the modulation.
 
 Missing tokens are seen by no other, and an attention mask takes away more: which tokens i attends to is row i.
 """
@@ -28,6 +30,10 @@ from edmund.errors import InputError, check_count
 from edmund.networks.conditioning import Conditioning, check_condition, check_dropout, check_input
 
 _EPS = 1e-6
+_FEW = 128
+"""Tokens up to which a CPU attends sooner by products of matrices in bf16: its fused kernel takes two to seven times as
+long there, and is for more, whose matrix of all pairs has no room.
+"""
 
 
 def _norm(h: Tensor) -> Tensor:
@@ -39,6 +45,17 @@ def _zero(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [B, heads, V, channels / heads]; mask: see `TokenTransformer._mask`."""
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[2] > _FEW:
+        return F.scaled_dot_product_attention(query, key, value, mask)
+    scores = (query * query.shape[3] ** -0.5) @ key.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    attended: Tensor = scores.softmax(3) @ value
+    return attended
 
 
 class _Block(nn.Module):
@@ -56,19 +73,20 @@ class _Block(nn.Module):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = self.modulation(embedding)[:, None].chunk(6, dim=2)
         seen = torch.addcmul(shift, _norm(h), 1 + scale)
         query, key, value = self.qkv(seen).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        found = F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
-        h = torch.addcmul(h, gate, self.dropout(self.attended(found)))
+        found = _attend(query, key, value, mask).transpose(1, 2).flatten(2)
+        h = torch.addcmul(h, 1 + gate, self.dropout(self.attended(found)))
         seen = torch.addcmul(shift_mlp, _norm(h), 1 + scale_mlp)
         found = self.linear_out(F.gelu(self.linear_in(seen)))
-        return torch.addcmul(h, gate_mlp, self.dropout(found))
+        return torch.addcmul(h, 1 + gate_mlp, self.dropout(found))
 
 
 class TokenTransformer(nn.Module):
     """Transformer over variables: x [B, variables] -> [B, variables], one token a variable.
 
-    variables: their number V; channels: width of the tokens and of the noise level's embedding; blocks: number of
-    transformer blocks; heads: of attention, each of channels / heads channels; expansion: width of the perceptrons'
-    hidden layer, in channels; dropout: probability at the end of each branch.
+    variables: their number V; numbers: that a token holds, the variable's value and others that are told of it (where
+    there are several, x is [B, V, numbers]); channels: width of the tokens and of the noise level's embedding; blocks:
+    number of transformer blocks; heads: of attention, each of channels / heads channels; expansion: width of the
+    perceptrons' hidden layer, in channels; dropout: probability at the end of each branch.
     """
 
     name: ClassVar[str] = "token_transformer"
@@ -81,9 +99,11 @@ class TokenTransformer(nn.Module):
         heads: int = 4,
         expansion: int = 3,
         dropout: float = 0.0,
+        numbers: int = 1,
     ) -> None:
         super().__init__()
         check_count("variables", variables)
+        check_count("numbers", numbers)
         check_count("channels", channels)
         check_count("blocks", blocks)
         check_count("expansion", expansion)
@@ -97,11 +117,13 @@ class TokenTransformer(nn.Module):
             "heads": heads,
             "expansion": expansion,
             "dropout": dropout,
+            "numbers": numbers,
         }
         self.variables = variables
+        self.numbers = numbers
         self.conditioning = Conditioning(channels, label_dim=0, context_dim=0, augment_dim=0)
-        # By state (0: asked, 1: given) and variable.
-        self.slope = nn.Parameter(torch.randn(2, variables, channels))
+        # By state (0: asked, 1: given) and variable; the slope by number before.
+        self.slope = nn.Parameter(torch.randn(numbers, 2, variables, channels))
         self.offset = nn.Parameter(torch.randn(2, variables, channels))
         self.identity = nn.Parameter(0.5 * torch.randn(2, variables, channels))
         self.value_in = nn.Linear(channels, channels)
@@ -119,8 +141,8 @@ class TokenTransformer(nn.Module):
         missing: Tensor | None = None,
         attention: Tensor | None = None,
     ) -> Tensor:
-        """F [B, V] of x [B, V], noisy values times c_in where asked and clean values where given, and c_noise [B] in
-        float32, the level of the asked ones.
+        """F [B, V] of x [B, V] or [B, V, numbers], noisy values times c_in where asked and clean values where given,
+        and c_noise [B] in float32, the level of the asked ones.
 
         given [B, V] bool (None: all are asked). missing [B, V] bool: neither asked nor given; whatever stands in x
         there, F is 0 and no other token sees it (None: none is). attention [B, V, V] bool, or [V, V] for all samples:
@@ -128,17 +150,24 @@ class TokenTransformer(nn.Module):
         expanded. Whatever does not fit is an `InputError`.
         """
         batch, count = x.shape[0], self.variables
-        check_input(x, c_noise, f"[B, {count}]", count, 2)
+        if self.numbers == 1:
+            check_input(x, c_noise, f"[B, {count}]", count, 2)
+            x = x[:, :, None]
+        else:
+            check_input(x, c_noise, f"[B, {count}, {self.numbers}]", count, 3)
         given = _check_mask("given", given, batch, count)
         missing = _check_mask("missing", missing, batch, count)
         mask = self._mask(missing, _check_attention(attention, batch, count), x.device)
         if missing is not None:
-            x = torch.where(missing, 0, x)
+            x = torch.where(missing[:, :, None], 0, x)
 
         embedding = self.conditioning(c_noise, None, None, None, None, x.dtype)
-        h = self.value_in(
-            F.silu(torch.addcmul(self._by_state(self.offset, given), x[:, :, None], self._by_state(self.slope, given)))
-        )
+        h = self._by_state(self.offset, given)
+        for number, slope in zip(torch.split(x, 1, 2), self.slope, strict=True):
+            h = torch.addcmul(h, number, self._by_state(slope, given))
+        # Unlike pixels, the numbers of a vector may differ in digits that half precision has not got.
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.value_in(F.silu(h))
         h = h + self._by_state(self.identity, given)
         for block in self.blocks:
             h = block(h, embedding, mask)

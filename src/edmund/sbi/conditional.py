@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edmund import formulation as formulations
 from edmund.data import DataSet
 from edmund.errors import InputError
 from edmund.formulation import Formulation
@@ -25,12 +26,24 @@ from edmund.speed import training_precision
 from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.transform import Chain, Identity, Transform, Whiten
 
+P_STD, _SIGMA_MAX = 1.6, 20.0
+"""Of EDM: a noise density that is wider than for images, as a posterior may be far narrower in one direction than
+another, and a range that ends where noise hides what has unit variance and is sampled about its mean; above are a
+quarter of the steps of images.
+"""
+NUM_STEPS = 48
+"""Of sampling: posteriors are compared to a finer measure than images."""
 _ROWS = 1 << 14
 _DENSITY_STEPS = 32
 _HELD_OUT, _LEAST_HELD_OUT = 5000, 50
 """Numbers, of as many simulations as have them, whose density chooses among networks, and the least simulations: a
 density costs as many derivatives as there are numbers.
 """
+
+
+def edm(num_steps: int = NUM_STEPS) -> Formulation:
+    """EDM for what is whitened, and sampled about its mean."""
+    return replace(formulations.EDM(1.0, P_std=P_STD), num_steps=num_steps, sigma_max=_SIGMA_MAX)
 
 
 @dataclass(frozen=True)

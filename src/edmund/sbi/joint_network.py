@@ -9,7 +9,11 @@ where given, and A = C + N over what is not missing, then for the asked ones
 for every mask in closed form: the regression on the given ones and the shrinkage of the noisy ones at once. The network
 adds what the Gaussian lacks, in the units of its uncertainty, and the loss is in these units too:
 
-    D = E[z | x] + s F(c_in x; c_noise, masks),        loss = mean over asked of ((D - z) / s)^2
+    D = E[z | x] + s F(c_in x, r; c_noise, masks),        loss = mean over asked of ((D - z) / s)^2
+    r = (A^-1 (x - mu)) / sqrt(diag(A^-1))
+
+The residual r of a value is what all others do not explain of it, of unit variance were z Gaussian: differences of
+values that are strongly correlated, which a network sees poorly in the values themselves.
 
 Where C = I and nothing is given this is EDM's preconditioning (Karras et al. 2022, Table 1, sigma_data = 1) with its
 weight: s = c_out. Otherwise every conditional has its own scale, so that narrow ones are learned to the same relative
@@ -36,9 +40,9 @@ RIDGE = 1e-4
 class JointNetwork(nn.Module):
     """A `TokenTransformer` with the moments of its variables and the graph of their dependences.
 
-    tokens: the transformer over V variables. graph: see `dependency.check_graph`; None: all depend on all. gaussian:
-    how many of the first variables are jointly Gaussian by themselves, so that F = 0 where nothing but these is asked
-    or given: the parameters of a prior whose law is known.
+    tokens: the transformer over V variables, of two numbers a token. graph: see `dependency.check_graph`; None: all
+    depend on all. gaussian: how many of the first variables are jointly Gaussian by themselves, so that F = 0 where
+    nothing but these is asked or given: the parameters of a prior whose law is known.
     """
 
     mean: Tensor
@@ -63,7 +67,10 @@ class JointNetwork(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, *, given: Tensor | None = None, missing: Tensor | None = None
     ) -> Tensor:
-        """F [B, V] as of `TokenTransformer`, with the attention mask that the graph and the masks make."""
+        """F [B, V] as of `TokenTransformer`, with the attention mask that the graph and the masks make.
+
+        x [B, V, 2]: the values and their residuals.
+        """
         mask = None
         if self.masked:
             none = torch.zeros(1, x.shape[1], dtype=torch.bool, device=x.device)
@@ -83,8 +90,9 @@ class JointNetwork(nn.Module):
         nn.init.zeros_(self.tokens.out_weight)
         nn.init.zeros_(self.tokens.out_bias)
 
-    def gaussian(self, x: Tensor, sigma: Tensor, given: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-        """(E[z | x], its std) [B, V] of a Gaussian with these moments; of no meaning where given or missing.
+    def gaussian(self, x: Tensor, sigma: Tensor, given: Tensor, missing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(E[z | x], its std, r) [B, V] of a Gaussian with these moments; the first two are of no meaning where given
+        or missing, the last is 0 where missing.
 
         x [B, V], noisy where asked, clean where given; sigma [B or 1, 1]; given, missing [B or 1, V]. In x's dtype,
         computed in float64.
@@ -93,9 +101,9 @@ class JointNetwork(nn.Module):
         noise = torch.where(clean, 0, level**2)
         inverse, solved = self._solve(z, noise, ~away)
         mean = z - level**2 * solved
-        spread = level**2 - level**4 * inverse.diagonal(dim1=1, dim2=2)
-        std = torch.where(clean | away, 1, spread).sqrt()
-        return mean.to(x), std.to(x)
+        precision = inverse.diagonal(dim1=1, dim2=2)
+        std = torch.where(clean | away, 1, level**2 - level**4 * precision).sqrt()
+        return mean.to(x), std.to(x), (solved / precision.sqrt()).to(x)
 
     def location(self, z: Tensor, given: Tensor) -> Tensor:
         """E[z | the given ones] [B, V] of that Gaussian, of z [B, V] and given [B or 1, V], in z's dtype."""
@@ -155,9 +163,10 @@ class JointDenoiser(Preconditioned):
         """(D, s) [B, V], of no meaning where given or missing."""
         level = sigma.reshape(-1, 1)
         with torch.autocast(x.device.type, enabled=False):
-            mean, std = self.network.gaussian(x, level, given, missing)
+            mean, std, residual = self.network.gaussian(x, level, given, missing)
         c = self.preconditioning
-        seen = torch.where(given, x, c.c_in(level) * x).to(self.network.tokens.out_weight.dtype)
+        value = torch.where(given, x, c.c_in(level) * x)
+        seen = torch.stack([value, residual], 2).to(self.network.tokens.out_weight.dtype)
         c_noise = c.c_noise(sigma.reshape(-1)).to(torch.float32).expand(len(x))
         raw = self.network(seen, c_noise, given=given, missing=missing)
         return mean + std * raw.to(x.dtype), std

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import tempfile
@@ -19,7 +18,7 @@ from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model, count_parameters
 from edmund.progress import say
-from edmund.sbi.conditional import Effort, Mapped, held_out_density, train_conditional
+from edmund.sbi.conditional import NUM_STEPS, Effort, Mapped, edm, held_out_density, train_conditional
 from edmund.sbi.network import BODIES, ConditionalNetwork, mlp_for
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
@@ -47,8 +46,8 @@ _ALONE = (_Candidate("simulations", 1.0, False),)
 _LIMITED = (_Candidate("compact", 0.1, True), _Candidate("normal", 0.1, False))
 """Where parameters have two limits: there the space matters more than the share."""
 _UNLIMITED = (_Candidate("half", 0.5, False), _Candidate("tenth", 0.1, False))
-_STEPS, _TRANSFORMER_STEPS = 48, 28
-"""Of sampling: posteriors are compared to a finer measure than images. A transformer's steps cost ten times as much."""
+_TRANSFORMER_STEPS = 28
+"""Of sampling, each of which costs ten times as much as an MLP's."""
 _BATCH, _BATCH_ALONE = 2048, 1024
 """Samples of a batch at most, and where no simulations are drawn besides: larger ones are quicker, and know few
 simulations by heart sooner.
@@ -56,11 +55,6 @@ simulations by heart sooner.
 _VP_M = 6
 """Of VP's noise input (M - 1) t: of the 1000 of images, the network's tones make two thousand turns on the way from
 noise to data, which it does not unlearn from a few simulations, and which an adaptive solver resolves one by one.
-"""
-_P_STD, _SIGMA_MAX = 1.6, 20.0
-"""Of EDM: a noise density that is wider than for images, as a posterior may be far narrower in one direction than
-another, and a range that ends where noise hides what has unit variance and is sampled about its mean; above are a
-quarter of the steps of images.
 """
 
 
@@ -112,7 +106,7 @@ class NPSE:
         if not isinstance(network, str | nn.Module):
             raise InputError(f"network is {network!r}; it must be 'auto', 'mlp', 'transformer' or a module")
         self.network = network
-        self.formulation = _resolve(formulation, _TRANSFORMER_STEPS if network == "transformer" else _STEPS)
+        self.formulation = _resolve(formulation, _TRANSFORMER_STEPS if network == "transformer" else NUM_STEPS)
         self.embedding = embedding
         self.device = device
         self.simulations = Simulations(self.prior.dim, self.prior.accepts, nan=nan)
@@ -261,7 +255,7 @@ def _resolve(formulation: str | Formulation, num_steps: int) -> Formulation:
         if name not in makers:
             raise unknown("formulation", formulation, makers)
         if name == "edm":
-            return dataclasses.replace(formulations.EDM(1.0, P_std=_P_STD), num_steps=num_steps, sigma_max=_SIGMA_MAX)
+            return edm(num_steps)
         formulation = formulations.VP(M=_VP_M) if name == "vp" else makers[name]()
     if not isinstance(formulation, Formulation):
         raise InputError(f"formulation is {formulation!r}; it must be one of {', '.join(makers)} or a Formulation")
