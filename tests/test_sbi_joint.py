@@ -18,6 +18,8 @@ from edmund.networks import TokenTransformer
 from edmund.sbi.dependency import attention, check_graph
 from edmund.sbi.joint import Conditional, JointEstimator, draw_masks
 from edmund.sbi.joint_network import JointDenoiser, JointNetwork
+from edmund.sbi.joint_space import JointSpace, named_columns
+from edmund.sbi.priors import Prior
 from edmund.training import trainer
 
 # z_1 <- z_0, z_2 <- z_0, z_3 <- z_1 and z_2, z_4 <- z_2, z_5 <- z_3
@@ -385,8 +387,21 @@ def test_bad_questions(joint: JointEstimator) -> None:
     ):
         with pytest.raises(InputError, match=message):
             call()
-    with pytest.warns(UserWarning, match=r"^given: column 2 is .* standard deviations outside the training range"):
+    with pytest.warns(
+        UserWarning, match=r"^given: 'first' is 30, .* standard deviations outside the training range \["
+    ):
         joint.conditional({"first": 30.0})
+
+
+def test_what_never_varied_is_told_of_when_it_does() -> None:
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 3.3
+    prior = Prior.of(PRIOR)
+    with pytest.warns(UserWarning, match="constant"):
+        space = JointSpace.fit(prior, named_columns(prior, 2, None), 2, [x])
+    space.to_model(x[:1], [prior.dim, prior.dim + 1], "given")
+    with pytest.warns(UserWarning, match=r"^given: column 1 of x is 3.4, and was 3.3 in all training data"):
+        space.to_model(torch.tensor([[0.0, 3.4]]), [prior.dim, prior.dim + 1], "given")
 
 
 def test_bad_estimators() -> None:

@@ -16,9 +16,11 @@ from torch.distributions import Gamma, Independent, MultivariateNormal, Normal, 
 from torch.utils.data import DataLoader, TensorDataset
 
 import edmund
+from edmund.data import DataSet
 from edmund.errors import InputError
-from edmund.sbi import NPSE, Posterior, surrogate
-from edmund.sbi.conditional import Effort, held_out_density, train_conditional
+from edmund.model import Model
+from edmund.sbi import NPSE, Posterior, npse, surrogate
+from edmund.sbi.conditional import Effort, Mapped, held_out_density, train_conditional
 from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
 from edmund.sbi.location import regress
 from edmund.sbi.network import ConditionalNetwork, mlp_for
@@ -159,7 +161,7 @@ def test_an_own_embedding_is_asked_for_again(tmp_path) -> None:
     assert torch.equal(again.sample((10,), x=X), posterior.sample((10,), x=X))
 
 
-def test_networks_that_do_not_fit_are_refused_before_training() -> None:
+def test_networks_that_do_not_fit_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(nn.Module):
         def __init__(self, out: int) -> None:
             super().__init__()
@@ -171,8 +173,52 @@ def test_networks_that_do_not_fit_are_refused_before_training() -> None:
     for out in (1, 3):
         with pytest.raises(InputError, match=rf"^network is a .*Wrong; .* made \[2, {out}\]; it must make \[2, 2\]"):
             trained(network=Wrong(out))
-    with pytest.raises(InputError, match=r"^network is a Linear; .* raised TypeError: .*context"):
-        trained(network=nn.Linear(2, 2))
+    # With the defaults too, before a simulator is learned.
+    theta, x = simulate(100)
+    for options, effort, message in (
+        ({"network": nn.Linear(2, 2)}, {}, r"^network is a Linear; .* raised TypeError: .*context"),
+        ({"embedding": "mlpp"}, {}, "^embedding: 'mlpp' is not known; did you mean 'mlp'"),
+        ({}, {"lr": -1.0}, r"^lr is -1\.0"),
+    ):
+        monkeypatch.setattr(npse, "draw_simulations", lambda *_, **__: pytest.fail("a simulator is learned"))
+        with pytest.raises(InputError, match=message):
+            NPSE(PRIOR, **options).append_simulations(theta, x).train(progress=False, **effort)  # type: ignore[arg-type]
+
+
+def test_modules_of_ones_own_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each candidate trains its own, and what is delivered is what was judged."""
+    theta, x = simulate(400)
+    monkeypatch.setattr(npse, "draw_simulations", lambda *_, **__: simulate(400, seed=1))
+    judged = []
+
+    def density(model: Model, data: DataSet) -> float:
+        judged.append(held_out_density(model, data))
+        return judged[-1]
+
+    monkeypatch.setattr(npse, "held_out_density", density)
+    embedding = nn.Linear(3, 4)
+    before = embedding.weight.clone()
+    inference = NPSE(PRIOR, embedding=embedding).append_simulations(theta, x).train(samples=20_000, progress=False)
+    assert torch.equal(embedding.weight, before)
+    assert len(judged) == 2 and judged[0] != judged[1]
+    assert inference.held_out is not None
+    own = Mapped(inference.held_out, inference._inward)
+    assert held_out_density(inference.build_posterior().model, own) == max(judged)
+
+
+def test_a_number_for_one_number_and_what_is_no_observation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(100, 1, generator=generator)
+    inference = NPSE(Normal(0.0, 1.0)).append_simulations(theta, theta + torch.randn(100, 1, generator=generator))
+    posterior = inference.train(samples=1_000, learn_simulator=False, progress=False).build_posterior()
+    assert torch.equal(posterior.sample((4,), x=0.3), posterior.sample(4, x=[0.3]))
+    for call, message in (
+        (lambda: posterior.sample_iid((4,), x=torch.zeros(0, 1)), r"^x has shape \[0, 1\], which is no observation"),
+        (lambda: posterior.sample(None, x=0.3), "^sample_shape is None"),  # type: ignore[arg-type]
+        (lambda: posterior.sample((10.7,), x=0.3), "^sample_shape is 10.7; it must be an integer"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
 
 
 def test_drawn_simulations_are_nine_tenths_at_most() -> None:
@@ -486,7 +532,8 @@ def test_choices_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
         samples=2_000, learn_simulator=False
     )
     out = capsys.readouterr().err
-    assert "100 simulations of 2 parameters, x [3]; mlp of 4 blocks" in out
+    assert "100 simulations of 2 parameters, x [3] through the embedding 'vector', 10 held out; EDM; mlp of 4" in out
+    assert "learning rate 0.002" in out
     assert "held-out loss" in out
 
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,18 +175,7 @@ class Model:
 
         InputError where that fails.
         """
-        import tempfile
-
-        from huggingface_hub import HfApi
-
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder)
-            try:
-                api = HfApi()
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
-            except Exception as error:
-                raise InputError(f"repo_id {repo_id!r}: the upload failed: {_first_line(error)}") from error
+        return push_to_hub(self.save, repo_id, private=private)
 
     def _modules(self) -> nn.ModuleDict:
         modules = nn.ModuleDict({"network": self.network})
@@ -208,11 +197,10 @@ def load(
     """The model that `Model.save` wrote to a folder, in evaluation mode.
 
     directory: a folder, or "hf://user/name" to download it from the Hugging Face hub. network: an instance of one's own
-    network class, for a model that
-    was saved with one. Raises InputError for a folder without a model, a damaged one, and a network that does not fit
-    the weights.
+    network class, for a model that was saved with one. Raises InputError for a folder without a model, a damaged one,
+    and a network that does not fit the weights.
     """
-    folder = _download(str(directory)) if str(directory).startswith(_HUB) else Path(directory)
+    folder = local(directory)
     config = _read_config(folder)
     weights = _read_weights(folder, config)
     try:
@@ -235,6 +223,30 @@ def load(
     _fill(model._modules(), weights, folder / WEIGHTS_FILE)
     model.denoiser.eval()
     return model.to(device)
+
+
+def local(directory: str | os.PathLike[str], *files: str) -> Path:
+    """The folder of a saved model: `directory` itself, or what was downloaded of "hf://user/name".
+
+    files: that it holds beside a model's own. Raises InputError where the download fails.
+    """
+    return _download(str(directory), files) if str(directory).startswith(_HUB) else Path(directory)
+
+
+def push_to_hub(save: Callable[[str], object], repo_id: str, *, private: bool) -> str:
+    """Uploads the folder that `save` writes to the Hugging Face hub; see `Model.push_to_hub`."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        try:
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+        except Exception as error:
+            raise InputError(f"repo_id {repo_id!r}: the upload failed: {_first_line(error)}") from error
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -343,12 +355,12 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     module.load_state_dict(dict(weights), assign=True)  # assigned, so that weights of low precision stay so
 
 
-def _download(address: str) -> Path:
+def _download(address: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repo_id = address.removeprefix(_HUB)
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, *files]))
     except Exception as error:
         raise InputError(
             f"directory {address!r} could not be downloaded from the Hugging Face hub: {_first_line(error)}"

@@ -83,7 +83,7 @@ class _Block(nn.Module):
 class TokenTransformer(nn.Module):
     """Transformer over variables: x [B, variables] -> [B, variables], one token a variable.
 
-    variables: their number V; numbers: that a token holds, the variable's value and others that are told of it (where
+    variables: their number V; numbers: how many a token holds, the variable's value and what else is told of it (where
     there are several, x is [B, V, numbers]); channels: width of the tokens and of the noise level's embedding; blocks:
     number of transformer blocks; heads: of attention, each of channels / heads channels; expansion: width of the
     perceptrons' hidden layer, in channels; dropout: probability at the end of each branch.
@@ -122,7 +122,7 @@ class TokenTransformer(nn.Module):
         self.variables = variables
         self.numbers = numbers
         self.conditioning = Conditioning(channels, label_dim=0, context_dim=0, augment_dim=0)
-        # By state (0: asked, 1: given) and variable; the slope by number before.
+        # By state (0: asked, 1: given) and variable; the slope's first axis is the number.
         self.slope = nn.Parameter(torch.randn(numbers, 2, variables, channels))
         self.offset = nn.Parameter(torch.randn(2, variables, channels))
         self.identity = nn.Parameter(0.5 * torch.randn(2, variables, channels))
@@ -155,6 +155,8 @@ class TokenTransformer(nn.Module):
             x = x[:, :, None]
         else:
             check_input(x, c_noise, f"[B, {count}, {self.numbers}]", count, 3)
+            if x.shape[2] != self.numbers:
+                raise InputError(f"x has shape {list(x.shape)}; this network takes [B, {count}, {self.numbers}]")
         given = _check_mask("given", given, batch, count)
         missing = _check_mask("missing", missing, batch, count)
         mask = self._mask(missing, _check_attention(attention, batch, count), x.device)

@@ -26,15 +26,17 @@ from edmund.speed import training_precision
 from edmund.training import Trainer, TrainingOptions, TrainingResult
 from edmund.transform import Chain, Identity, Transform, Whiten
 
-P_STD, _SIGMA_MAX = 1.6, 20.0
-"""Of EDM: a noise density that is wider than for images, as a posterior may be far narrower in one direction than
-another, and a range that ends where noise hides what has unit variance and is sampled about its mean; above are a
-quarter of the steps of images.
+P_STD = 1.6
+"""Of EDM: wider than for images, as a posterior may be far narrower in one direction than another."""
+_SIGMA_MAX = 20.0
+"""Of EDM: where noise hides what has unit variance and is sampled about its mean; above are a quarter of the steps of
+images.
 """
 NUM_STEPS = 48
 """Of sampling: posteriors are compared to a finer measure than images."""
 _ROWS = 1 << 14
-_DENSITY_STEPS = 32
+DENSITY_STEPS = 32
+"""Of a density by Heun's method, a solver of every grid and formulation."""
 _HELD_OUT, _LEAST_HELD_OUT = 5000, 50
 """Numbers, of as many simulations as have them, whose density chooses among networks, and the least simulations: a
 density costs as many derivatives as there are numbers.
@@ -103,7 +105,6 @@ def train_conditional(
     """
     to_space = Identity() if transform is None else transform
     source = train if fitted_on is None else fitted_on
-    # Warnings of constant features point at their caller, who is the user.
     network.fit(batch[1] for batch in passes(source))
 
     def pairs(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:
@@ -170,9 +171,8 @@ def held_out_density(model: Model, data: DataSet) -> float:
     with torch.no_grad():
         context = network.encode(x.to(network.location_bias.device))
     try:
-        # By a solver of every grid and formulation: the user's may draw noise.
         found = log_prob(
-            model, y.double(), condition={"context": context}, sampler=Heun(), num_steps=_DENSITY_STEPS, progress=False
+            model, y.double(), condition={"context": context}, sampler=Heun(), num_steps=DENSITY_STEPS, progress=False
         )
     except InputError:
         return -math.inf

@@ -43,6 +43,7 @@ from edmund.sbi.dependency import check_graph
 from edmund.sbi.joint_network import RIDGE, JointDenoiser, JointNetwork
 from edmund.sbi.joint_space import JointSpace, Names, named_columns
 from edmund.sbi.priors import Prior
+from edmund.sbi.seeding import seeded
 from edmund.sbi.simulations import CONDITION, Simulations
 from edmund.sbi.surrogate import MOST_NUMBERS, Enlarged, check_learns, draw_simulations, drawn_for
 from edmund.training import Trainer, TrainingResult
@@ -264,7 +265,8 @@ class JointEstimator:
         self.result: TrainingResult | None = None
         self._size = {"channels": channels, "blocks": blocks, "heads": heads, "expansion": expansion}
         self._dropout = dropout
-        self._tokens(1)  # refuses what does not fit here, and not after hours
+        with seeded(0):  # of weights that are thrown away
+            self._tokens(1)  # refuses what does not fit here, and not after hours
         self._model: Model | None = None
         self._space: JointSpace | None = None
 
@@ -287,11 +289,12 @@ class JointEstimator:
     ) -> Self:
         """Trains on all that was appended; returns the estimator itself.
 
-        samples: training samples seen (None: 600 a simulation, 2 to 6 million). learn_simulator: whether a model of p(x
-        | theta) draws further simulations to train on ("auto": where each would be seen more than 50 times otherwise, x
-        has up to 64 numbers, and none may be missing). validation_fraction: of the simulations, held out (at most
-        4000); the average with the lowest loss on them is what is kept. directory: of the run, from which the same call
-        goes on when it was interrupted; None: a temporary one.
+        samples: training samples seen, at most (None: 600 a simulation, 2 to 6 million); training stops when the held-
+        out loss no longer falls. batch_size: None: 512, or a quarter of few simulations. learn_simulator: whether a
+        model of p(x | theta) draws further simulations to train on ("auto": where each would be seen more than 50 times
+        otherwise, x has up to 64 numbers, and none may be missing). validation_fraction: of the simulations, held out
+        (at most 4000); the average with the lowest loss on them is what is kept. directory: of the run, from which the
+        same call goes on when it was interrupted; None: a temporary one.
 
         Raises InputError for too few simulations, x that are no vectors, a graph of another size or with a directed
         cycle, and for what the options of training refuse; KeyboardInterrupt where a signal ended the run: what was
@@ -320,6 +323,7 @@ class JointEstimator:
             f"{f'; a learned simulator draws {drawn_for(size)} more' if learns else ''}",
             progress,
         )
+        options = Effort(seen, batch, lr, patience=max(seen // 3, batch)).options(seed, self.device)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             if learns:
@@ -341,17 +345,17 @@ class JointEstimator:
                 train,
                 folder,
                 validation=validation,
-                # Never stopped early: of all the masks, few show in the held-out loss.
-                options=Effort(seen, batch, lr, patience=seen).options(seed, self.device),
+                options=options,
                 progress=progress,
                 device=self.device,
             ).run()
         if self.result.interrupted is not None:
             raise KeyboardInterrupt(self.result.interrupted)
         without, gain, error = held_out_gain(model, validation, seed)
-        if gain < _ERRORS * error:
+        keeps = gain > _ERRORS * error
+        if not keeps:
             network.silence()
-        kept = "kept" if gain >= _ERRORS * error else "left out: the model is the Gaussian of the data's moments"
+        kept = "kept" if keeps else "left out: the model is the Gaussian of the data's moments"
         say(
             f"JointEstimator: held-out loss {without:.5g} of a Gaussian, lowered by {gain:.3g} +- {error:.2g} by the "
             f"network, which is {kept}",
@@ -462,17 +466,30 @@ class JointEstimator:
         saved.write(folder, FILE, {"space": self.space.config(), "network": model.network.config})
         return folder
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
+        """Uploads the estimator's folder to the Hugging Face hub as `repo_id` ("user/name") and returns its address.
+
+        InputError where that fails.
+        """
+        return models.push_to_hub(self.save, repo_id, private=private)
+
     @classmethod
     def load(
         cls, directory: str | os.PathLike[str], *, prior: Any = None, device: torch.device | str = "cpu"
     ) -> JointEstimator:
-        """The estimator that `save` wrote, ready to sample. prior: for one of the user's own making."""
-        with saved.reading(directory, FILE, "joint model") as content:
+        """The estimator that `save` wrote, ready to sample.
+
+        directory: a folder, or "hf://user/name" to download it from the Hugging Face hub. prior: for one of the user's
+        own making.
+        """
+        folder = models.local(directory, FILE)
+        with saved.reading(folder, FILE, "joint model") as content:
             space = JointSpace.from_config(content["space"], prior)
             tokens, graph, gaussian = (content["network"][key] for key in ("tokens", "graph", "gaussian"))
         checked = None if graph is None else check_graph(graph, space.dim)
-        network = JointNetwork(TokenTransformer(**tokens), checked, gaussian)
-        loaded = models.load(directory, network=network, device=device)
+        with seeded(0):  # of weights that are read next
+            network = JointNetwork(TokenTransformer(**tokens), checked, gaussian)
+        loaded = models.load(folder, network=network, device=device)
         size = {name: tokens[name] for name in ("channels", "blocks", "heads", "expansion", "dropout")}
         joint = cls(space.prior, graph=graph, device=device, **size)
         joint._model, joint._space = _model(loaded.network), space
@@ -481,8 +498,7 @@ class JointEstimator:
 
     def _build(self, count: int, seed: int) -> JointNetwork:
         graph = None if self.graph is None else check_graph(self.graph, count)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return JointNetwork(self._tokens(count), graph, self.prior.dim if self.prior.gaussian else 0)
 
     def _tokens(self, count: int) -> TokenTransformer:

@@ -24,6 +24,9 @@ from edmund.sbi.standardise import FAR
 from edmund.sbi.standardise import Standardise as Statistics
 from edmund.transform import Blocks, Chain, Standardise, TangentLog, Transform, Whiten
 
+_ROUNDING = 1e-5
+"""Of standardised float32 values that never varied."""
+
 Names = str | int | Sequence[str | int]
 """Variables: a name, a column's number, or several of them."""
 
@@ -126,7 +129,7 @@ class JointSpace:
                 f"{argument}: {int((~taken).sum())} of {len(values)} rows have parameters outside the prior's support"
             )
         z = self.standardised(values, columns)
-        self._warn_far(z, columns, argument)
+        self._warn_far(values, z, columns, argument)
         return z
 
     def standardised(self, values: Tensor, columns: Sequence[int]) -> Tensor:
@@ -191,18 +194,32 @@ class JointSpace:
         full[:, list(columns)] = values.detach().to("cpu", torch.float64)
         return full
 
-    def _warn_far(self, z: Tensor, columns: Sequence[int], argument: str) -> None:
+    def _warn_far(self, values: Tensor, z: Tensor, columns: Sequence[int], argument: str) -> None:
         low, high = (torch.tensor(edges, dtype=torch.float64)[list(columns)] for edges in (self.low, self.high))
-        beyond = torch.maximum(z - high, low - z).nan_to_num(nan=0.0, posinf=math.inf, neginf=0.0).amax(0)
-        if not len(beyond):
+        beyond = torch.maximum(z - high, low - z).nan_to_num(nan=0.0, posinf=math.inf, neginf=0.0)
+        # Of what never varied, any other value is out of range, up to float32's rounding.
+        beyond = torch.where((high - low <= _ROUNDING) & (beyond > _ROUNDING), math.inf, beyond)
+        if not beyond.numel() or float(beyond.max()) <= FAR:
             return
-        farthest = int(beyond.argmax())
-        if float(beyond[farthest]) > FAR:
-            warnings.warn(
-                f"{argument}: column {columns[farthest]} is {float(beyond[farthest]):.3g} standard deviations outside "
-                "the training range; the joint model extrapolates there",
-                stacklevel=4,
-            )
+        row, farthest = divmod(int(beyond.argmax()), len(columns))
+        edges = z.new_zeros(2, self.dim)
+        edges[:, columns[farthest]] = torch.stack([low[farthest], high[farthest]])
+        lowest, highest = self.transform.inverse(edges)[:, columns[farthest]].tolist()
+        distance = float(beyond[row, farthest])
+        outside = f"{distance:.3g} standard deviations outside the training range [{lowest:g}, {highest:g}]"
+        if math.isinf(distance):
+            outside = f"and was {lowest:g} in all training data"
+        warnings.warn(
+            f"{argument}: {self._name(columns[farthest])} is {float(values[row, farthest]):g}, {outside}; the joint "
+            "model extrapolates there",
+            stacklevel=4,
+        )
+
+    def _name(self, column: int) -> str:
+        """What a user calls a column: the name of it alone, or its place in x or theta."""
+        alone = [name for name, columns in self.columns.items() if list(columns) == [column]]
+        whole, first = ("theta", 0) if column < self.prior.dim else ("x", self.prior.dim)
+        return repr(alone[0]) if alone else f"column {column - first} of {whole}"
 
 
 def _separate(transform: Transform) -> Transform:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -87,6 +88,7 @@ class NPSE:
     prior: see `Prior.of`. formulation: "edm", "vp", "ve", "flow", "iddpm", "cosine", or a Formulation of data of unit
     variance. network: "mlp"; "transformer", of one token a parameter and feature; "auto", the MLP; or a module (z [B,
     D], c_noise [B], *, context [B, E]) -> [B, D] (E: the embedding's features). embedding: of x, see `embedding.build`.
+    Modules of one's own are copied, and stay as they were.
     nan: "refuse" NaN in x, or "mask" it as missing. device: where to train and sample.
     """
 
@@ -150,7 +152,6 @@ class NPSE:
         train, validation = self.simulations.split(fraction, seed)
         self.held_out = validation
         plan = self._plan(size, samples, batch_size, lr, learn_simulator)
-        say(f"NPSE: {size} simulations of {self.prior.dim} parameters, x {list(train.x_shape)}; {plan}", progress)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             self._model, self.result = self._train(train, validation, plan, folder, seed, progress)
@@ -165,11 +166,21 @@ class NPSE:
     def _train(
         self, train: DataSet, validation: DataSet, plan: _Plan, folder: Path, seed: int, progress: bool
     ) -> tuple[Model, TrainingResult]:
-        found = []
         candidates: tuple[_Candidate, ...] = _ALONE
-        drawn: tuple[Tensor, Tensor] | None = None
         if plan.drawn:
             candidates = _UNLIMITED if self.prior.compact is self.prior.transform else _LIMITED
+        # What does not fit is refused here, and not after the simulator's training.
+        options = plan.effort.options(seed, self.device)
+        networks = [self._build(plan, seed) for _ in candidates]
+        say(
+            f"NPSE: {len(train) + len(validation)} simulations of {self.prior.dim} parameters, x "
+            f"{list(self.simulations.x_shape or ())} through the embedding {networks[0].embedding.name!r}, "
+            f"{len(validation)} held out; {self.formulation.name}; {plan}; learning rate {options.lr:g}",
+            progress,
+        )
+        found = []
+        drawn: tuple[Tensor, Tensor] | None = None
+        if plan.drawn:
             drawn = draw_simulations(
                 train,
                 validation,
@@ -182,15 +193,7 @@ class NPSE:
                 device=self.device,
                 progress=progress,
             )
-        for name, share, compact in candidates:
-            with seeded(seed):  # of the first weights, which come from the global stream
-                network = ConditionalNetwork(
-                    self.prior.dim,
-                    self.simulations.x_shape or (),
-                    body=plan.body,
-                    embedding=self.embedding,
-                    mask=self.simulations.nan == "mask",
-                )
+        for (name, share, compact), network in zip(candidates, networks, strict=True):
             data: DataSet = train if drawn is None else Enlarged(train, *drawn, share)
             transform = self.prior.compact if compact else self.prior.transform
             model, result = train_conditional(
@@ -220,6 +223,17 @@ class NPSE:
             loss = math.inf if result.best_validation_loss is None else result.best_validation_loss
             found.append(((density, -loss), model, result))
         return max(found, key=lambda each: each[0])[1:]
+
+    def _build(self, plan: _Plan, seed: int) -> ConditionalNetwork:
+        """One more network, of copies of the user's own modules."""
+        with seeded(seed):  # of the first weights, which come from the global stream
+            return ConditionalNetwork(
+                self.prior.dim,
+                self.simulations.x_shape or (),
+                body=copy.deepcopy(plan.body),
+                embedding=copy.deepcopy(self.embedding),
+                mask=self.simulations.nan == "mask",
+            )
 
     def _inward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """theta that rounding has put on a limit of the prior, moved inside."""

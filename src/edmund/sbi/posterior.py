@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from edmund.model import Model
 from edmund.sample import sample
 from edmund.sbi import saved
 from edmund.sbi.composition import Composition, posterior_covariances
-from edmund.sbi.conditional import means, sample_about_means
+from edmund.sbi.conditional import DENSITY_STEPS, means, sample_about_means
 from edmund.sbi.diffused_prior import prior_denoiser
 from edmund.sbi.network import ConditionalNetwork
 from edmund.sbi.priors import Prior
+from edmund.sbi.seeding import seeded
 
 FILE = "posterior.json"
 _START = 1 << 41
@@ -143,7 +145,8 @@ class Posterior:
                 slope = self._volume_slope(w)
                 w = (w + step + level**2 * slope.clamp(-10 / level, 10 / level)).detach()
         theta = self._to_user(w)
-        return theta[int(self._log_prob(theta, context, False).argmax())]
+        found = self._log_prob(theta, context, False, sampler=samplers.Heun(), num_steps=DENSITY_STEPS)
+        return theta[int(found.argmax())]
 
     def sample_iid(
         self,
@@ -217,6 +220,13 @@ class Posterior:
         saved.write(folder, FILE, {"prior": self.prior.config(), "network": self.network.config})
         return folder
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
+        """Uploads the posterior's folder to the Hugging Face hub as `repo_id` ("user/name") and returns its address.
+
+        InputError where that fails.
+        """
+        return models.push_to_hub(self.save, repo_id, private=private)
+
     @classmethod
     def load(
         cls,
@@ -227,13 +237,14 @@ class Posterior:
         embedding: nn.Module | None = None,
         device: torch.device | str = "cpu",
     ) -> Posterior:
-        """The posterior that `save` wrote to a folder.
+        """The posterior that `save` wrote to a folder, or "hf://user/name" to download it from the Hugging Face hub.
 
         prior: for one of the user's own making, which does not go to JSON. network, embedding: instances of the user's
         own modules, where it was trained with such. Raises InputError for a folder without a posterior, and where what
         was given does not fit it.
         """
-        with saved.reading(directory, FILE, "posterior") as content:
+        folder = models.local(directory, FILE)
+        with saved.reading(folder, FILE, "posterior") as content:
             arguments = dict(content["network"])
             saved_prior = content["prior"]
         for name, given, own in (("body", network, "network"), ("embedding", embedding, "embedding")):
@@ -241,8 +252,9 @@ class Posterior:
                 arguments[name] = given
             elif arguments[name] is None:
                 raise InputError(f"{own} is None, but the posterior was saved with one of the user's own: give it")
-        built = ConditionalNetwork(arguments.pop("dim"), arguments.pop("x_shape"), **arguments)
-        return cls(Prior.from_config(saved_prior, prior), models.load(directory, network=built, device=device))
+        with seeded(0):  # of weights that are read next; the global stream is left alone
+            built = ConditionalNetwork(arguments.pop("dim"), arguments.pop("x_shape"), **arguments)
+        return cls(Prior.from_config(saved_prior, prior), models.load(folder, network=built, device=device))
 
     @property
     def _device(self) -> torch.device:
@@ -311,7 +323,12 @@ class Posterior:
         except (TypeError, ValueError, RuntimeError):
             raise InputError(f"x is a {type(x).__name__}; it must be a tensor or an array of numbers") from None
         values = values.to(torch.float32)
-        return values[None] if values.ndim == len(self.x_shape) else values
+        if values.ndim == 0:
+            values = values[None]
+        rows = values[None] if values.ndim == len(self.x_shape) else values
+        if not len(rows):
+            raise InputError(f"x has shape {list(values.shape)}, which is no observation; at least one is needed")
+        return rows
 
     def _theta(self, theta: Any) -> Tensor:
         try:
@@ -327,11 +344,11 @@ class Posterior:
 
 def _counted(sample_shape: Sequence[int] | int) -> tuple[int, tuple[int, ...]]:
     """(number of draws, shape) of the toolkit's `sample_shape`: (n,), () for one, or a number."""
-    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-    n = 1
-    for length in shape:
-        n *= check_count("sample_shape", int(length))
-    return n, tuple(int(length) for length in shape)
+    if not isinstance(sample_shape, numbers.Integral | Sequence):
+        raise InputError(f"sample_shape is {sample_shape!r}; it must be numbers of draws such as (1000,)")
+    shape = tuple(sample_shape) if isinstance(sample_shape, Sequence) else (sample_shape,)
+    counts = tuple(check_count("sample_shape", length) for length in shape)
+    return math.prod(counts), counts
 
 
 def _seeds(seed: int, n: int) -> range:

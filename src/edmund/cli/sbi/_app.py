@@ -118,10 +118,9 @@ def sample(
 
 @app.command()
 def benchmark(
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FILE.csv", help="The rows; what is there is not done again.", show_default=False),
-    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.csv", help="The rows; what is there is not done again.")] = Path(
+        "runs/sbi.csv"
+    ),
     tasks: Annotated[str, typer.Option(help="Tasks, such as two_moons,slcp, or all ten.")] = "all",
     budgets: Annotated[str, typer.Option(help="Numbers of simulations, such as 1e3,1e4.")] = "1e4",
     observations: Annotated[str, typer.Option(help="Observations, of 1 to 10.")] = "1-5",
