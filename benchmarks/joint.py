@@ -68,7 +68,7 @@ def main() -> None:
     """Train, ask everything, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=100_000)
-    parser.add_argument("--samples", type=int, default=300_000, help="training samples seen")
+    parser.add_argument("--samples", type=int, help="training samples seen, at most (default: the estimator's choice)")
     parser.add_argument("--draws", type=int, default=128, help="of each conditional")
     parser.add_argument("--graph", action="store_true", help="tell the model the graph")
     parser.add_argument("--seed", type=int, default=0)
@@ -102,7 +102,7 @@ def main() -> None:
     )
     result = {
         "simulations": arguments.simulations,
-        "samples": arguments.samples,
+        "samples": joint.result.samples_seen if joint.result else None,
         "graph": arguments.graph,
         "seed": arguments.seed,
         "parameters": count_parameters(joint.denoiser.network),

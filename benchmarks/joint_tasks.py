@@ -28,7 +28,8 @@ def measure(task: tasks.Task, budget: int, options: argparse.Namespace) -> dict[
     rows = {
         row.num_observation: row
         for row in read(options.file)
-        if (row.task, row.num_simulations, row.seed) == (task.name, budget, 0)
+        if (row.task, row.num_simulations, row.seed, row.formulation, row.network)
+        == (task.name, budget, 0, "edm", "auto")
     }
     found = simulate(task.simulator, task.prior, budget, seed=0)
     joint = JointEstimator(task.prior).append_simulations(found.theta, found.x)

@@ -331,6 +331,9 @@ def test_what_is_neither_given_nor_asked_is_as_missing(joint: JointEstimator) ->
     z, sigma = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), torch.tensor(0.6)
     with torch.no_grad():
         torch.testing.assert_close(with_nan(z, sigma), without(z, sigma))
+    # what is NaN may be asked, and is where nothing is named
+    imputed = joint.sample(5, given={"x": [0.9, torch.nan, torch.nan]}, asked=["theta", 3, 4], num_steps=5)
+    assert torch.equal(joint.sample(5, given={"x": [0.9, torch.nan, torch.nan]}, num_steps=5), imputed)
 
 
 def test_conditionals_are_centred_and_lead_to_the_users_units_and_back(joint: JointEstimator) -> None:

@@ -20,10 +20,11 @@ from edmund.data import DataSet
 from edmund.errors import InputError
 from edmund.model import Model
 from edmund.sbi import NPSE, Posterior, npse, surrogate
-from edmund.sbi.conditional import Effort, Mapped, held_out_density, train_conditional
+from edmund.sbi import posterior as posteriors
+from edmund.sbi.conditional import Effort, Mapped, held_out_density, held_out_log_prob, train_conditional
 from edmund.sbi.gaussian_regression import GaussianRegression, fit_gaussian
 from edmund.sbi.location import regress
-from edmund.sbi.network import ConditionalNetwork, mlp_for
+from edmund.sbi.network import NO_BODY, ConditionalNetwork, mlp_for
 from edmund.sbi.surrogate import Enlarged, LearnedSimulator, draw_simulations
 from edmund.transform import Chain
 
@@ -191,19 +192,48 @@ def test_modules_of_ones_own_are_copied(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(npse, "draw_simulations", lambda *_, **__: simulate(400, seed=1))
     judged = []
 
-    def density(model: Model, data: DataSet) -> float:
-        judged.append(held_out_density(model, data))
+    def log_prob(model: Model, data: DataSet) -> Tensor:
+        judged.append(held_out_log_prob(model, data))
         return judged[-1]
 
-    monkeypatch.setattr(npse, "held_out_density", density)
+    monkeypatch.setattr(npse, "held_out_log_prob", log_prob)
     embedding = nn.Linear(3, 4)
     before = embedding.weight.clone()
-    inference = NPSE(PRIOR, embedding=embedding).append_simulations(theta, x).train(samples=20_000, progress=False)
+    inference = (
+        NPSE(PRIOR, network="mlp", embedding=embedding)
+        .append_simulations(theta, x)
+        .train(samples=5_000, progress=False)
+    )
     assert torch.equal(embedding.weight, before)
-    assert len(judged) == 2 and judged[0] != judged[1]
+    assert len(judged) == 2 and not torch.equal(*judged)
     assert inference.held_out is not None
     own = Mapped(inference.held_out, inference._inward)
-    assert held_out_density(inference.build_posterior().model, own) == max(judged)
+    best = max(judged, key=lambda each: float(each.mean()))
+    assert torch.equal(held_out_log_prob(inference.build_posterior().model, own), best)
+
+
+def test_a_network_is_kept_only_where_it_is_better_than_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of linear Gaussian simulations nothing is left to learn, of curved ones there is."""
+
+    def curved(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        theta, x = simulate(n, seed)
+        return theta, torch.cat([x[:, :1], x[:, 1:] + theta[:, :1] ** 2], 1)
+
+    for make, kept in ((simulate, False), (curved, True)):
+        monkeypatch.setattr(npse, "draw_simulations", lambda *_, of=make, **__: of(2000, seed=1))
+        theta, x = make(1000)
+        inference = NPSE(PRIOR).append_simulations(theta, x).train(samples=40_000)
+        posterior = inference.build_posterior()
+        assert ("by the network, which is kept" in capsys.readouterr().err) == kept
+        assert (posterior.network.config["body"] == NO_BODY) == (not kept)
+        again = Posterior.load(posterior.save(tmp_path / str(kept)))
+        assert torch.equal(again.sample((10,), x=X), posterior.sample((10,), x=X))
+        if not kept:
+            law, drawn = exact(X), posterior.sample((4000,), x=X)
+            assert ((drawn.mean(0) - law.mean).abs() < 0.1 * law.variance.sqrt()).all()
+            assert (drawn.var(0) / law.variance).log().abs().max() < 0.15
 
 
 def test_a_number_for_one_number_and_what_is_no_observation() -> None:
@@ -242,6 +272,15 @@ def test_priors_without_a_normal_space_can_be_composed() -> None:
     posterior = inference.train(samples=20_000, learn_simulator=False, progress=False).build_posterior()
     drawn = posterior.sample_iid((100,), x=x[:3])
     assert (drawn[:, 0] > 0).all() and drawn.isfinite().all()
+
+
+def test_observations_too_far_to_be_composed_are_refused(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> Tensor:
+        return torch.tensor([[0.0, torch.nan], [0.0, 1.0]])
+
+    monkeypatch.setattr(posteriors, "sample", lost)
+    with pytest.raises(InputError, match=r"^x: 1 of 2 draws are not finite by method 'jac'"):
+        posterior.sample_iid((2,), x=X.repeat(3, 1), method="jac")
 
 
 def test_no_draw_leaves_the_support() -> None:

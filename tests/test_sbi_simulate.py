@@ -296,8 +296,17 @@ def changing(theta: Tensor) -> Tensor:
         (lambda theta: [0.0] * len(theta), {}, "simulator returned list; it must return a tensor or an array"),
         (lambda theta: (theta, theta), {}, "simulator returned tuple"),
         (lambda theta: None, {}, "simulator returned NoneType"),
-        (lambda theta: theta[:-1], {}, r"Tensor of shape \(9, 2\) for theta of shape \(10, 2\); it must have 10 rows"),
+        (
+            lambda theta: theta[:-1],
+            {},
+            r"Tensor of shape \(9, 2\) for theta of shape \(10, 2\); .* must return 10 rows",
+        ),
         (lambda theta: theta.sum(), {}, r"Tensor of shape \(\) for theta"),
+        (
+            lambda theta: theta[0, 0] * torch.arange(10.0),  # of the first theta, as long as the batch by chance
+            {},
+            r"Tensor of shape \(10,\) for theta of shape \(1, 2\); it takes many theta, a row each, and must return 1 ",
+        ),
         (lambda theta: theta[:, :0], {}, r"Tensor of shape \(10, 0\) for theta .* at least one number"),
         (lambda theta: theta + 0j, {}, "dtype torch.complex64; it must be of real numbers"),
         (lambda theta: np.array(["a"] * len(theta)), {}, "ndarray of dtype <U1"),

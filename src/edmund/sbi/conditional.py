@@ -103,21 +103,8 @@ def train_conditional(
     is that space, whitened about the location. fitted_on: the data that statistics are taken of; None: train.
     diagonal: see `regress`.
     """
-    to_space = Identity() if transform is None else transform
     source = train if fitted_on is None else fitted_on
-    network.fit(batch[1] for batch in passes(source))
-
-    def pairs(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:
-        with torch.no_grad():
-            for y, x in passes(data):
-                yield to_space.forward(y.double()), network.standardise(x)
-
-    linear = regress(pairs(source), pairs(validation), diagonal=diagonal)
-    whiten = Whiten(torch.zeros(len(linear.bias)), linear.cholesky)
-    inverse = torch.linalg.inv(linear.cholesky)
-    network.location_weight.copy_(inverse @ linear.weight)
-    network.location_bias.copy_(inverse @ linear.bias)
-    model = Model(network, formulation, Chain([to_space, whiten]), shape=(len(linear.bias),))
+    model = linear_gaussian(source, validation, network, formulation, transform=transform, diagonal=diagonal)
     options = effort.options(seed, device)
     result = Trainer(
         model, train, directory, validation=validation, options=options, progress=progress, device=device
@@ -126,6 +113,37 @@ def train_conditional(
         raise KeyboardInterrupt(result.interrupted)
     model.denoiser.eval()
     return model, result
+
+
+def linear_gaussian(
+    data: DataSet,
+    validation: DataSet,
+    network: ConditionalNetwork,
+    formulation: Formulation,
+    *,
+    transform: Transform | None = None,
+    diagonal: bool = False,
+) -> Model:
+    """The model of p(y | x) before training, where F = 0: the Gaussian of a linear regression in `transform`'s space.
+
+    data: what all statistics are of; the rest is as of `train_conditional`.
+    """
+    to_space = Identity() if transform is None else transform
+    network.fit(batch[1] for batch in passes(data))
+
+    def pairs(data: DataSet) -> Iterator[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            for y, x in passes(data):
+                yield to_space.forward(y.double()), network.standardise(x)
+
+    linear = regress(pairs(data), pairs(validation), diagonal=diagonal)
+    whiten = Whiten(torch.zeros(len(linear.bias)), linear.cholesky)
+    inverse = torch.linalg.inv(linear.cholesky)
+    network.location_weight.copy_(inverse @ linear.weight)
+    network.location_bias.copy_(inverse @ linear.bias)
+    model = Model(network, formulation, Chain([to_space, whiten]), shape=(len(linear.bias),))
+    model.denoiser.eval()
+    return model
 
 
 @torch.no_grad()
@@ -160,8 +178,14 @@ def sample_about_means(model: Model, context: Tensor, seeds: Sequence[int], **op
 
 
 def held_out_density(model: Model, data: DataSet) -> float:
-    """The mean of ln p(y | x), in nats and the user's units, over the first of the data (`most_held_out`); -inf where
-    it is not finite, or where the denoiser is too far from one to have a density.
+    """The mean of `held_out_log_prob`; -inf where it is not finite."""
+    mean = float(held_out_log_prob(model, data).mean())
+    return mean if math.isfinite(mean) else -math.inf
+
+
+def held_out_log_prob(model: Model, data: DataSet) -> Tensor:
+    """ln p(y | x), in nats and the user's units, of the first of the data (`most_held_out`), float64; -inf where the
+    denoiser is too far from one to have a density.
     """
     network = model.network
     assert isinstance(network, ConditionalNetwork)
@@ -175,10 +199,9 @@ def held_out_density(model: Model, data: DataSet) -> float:
             model, y.double(), condition={"context": context}, sampler=Heun(), num_steps=DENSITY_STEPS, progress=False
         )
     except InputError:
-        return -math.inf
+        return torch.full((len(y),), -torch.inf, dtype=torch.float64)
     assert isinstance(found, Tensor)
-    mean = float(found.mean())
-    return mean if math.isfinite(mean) else -math.inf
+    return found
 
 
 def most_held_out(numbers: int) -> int:

@@ -368,10 +368,12 @@ class JointEstimator:
         """p(asked | given) as a denoiser over the asked columns, in the model's units: see `Conditional`.
 
         given: values by name or column, in the user's units, each [n], [1, n] or one row a sample (a number for a
-        single column); NaN is missing. asked: names or columns; None: all that is not given. What is neither is
-        marginalised.
+        single column); NaN is missing, and a column of nothing else is as if it were not given: it may be
+        asked. asked: names or columns; None: all that is not given. What is neither is marginalised.
         """
         columns, values = self._given(given)
+        there = [place for place, absent in enumerate(values.isnan().all(0).tolist()) if not absent]
+        columns, values = [columns[place] for place in there], values[:, there]
         wanted = self._asked(asked, columns)
         z = self.space.to_model(values, columns, "given")
         return Conditional(self.denoiser, self.space, wanted, columns, z)

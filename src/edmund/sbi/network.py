@@ -29,7 +29,8 @@ from edmund.sbi.standardise import Standardise
 BODIES = ("mlp", "transformer")
 """The networks by name; a module of one's own is the third kind."""
 
-
+NO_BODY = {"type": "none"}
+"""The body of a network that is the location alone."""
 _GAIN = 64
 
 
@@ -42,8 +43,8 @@ class ConditionalNetwork(nn.Module):
     """F(z; c_noise, x): z [B, dim], observations x [B, *x_shape] -> [B, dim].
 
     dim: of z. x_shape: of one observation, in the simulator's units. body: {"type": "mlp" or "transformer", arguments
-    of `networks.MLP` or `networks.TokenTransformer`}, or a module (z [B, dim], c_noise [B], *, context [B, E]) -> [B,
-    dim]. embedding: see `embedding.build`. mask: NaN in x is missing. channel_axis: see `Standardise`.
+    of `networks.MLP` or `networks.TokenTransformer`}, `NO_BODY`, or a module (z [B, dim], c_noise [B], *, context [B,
+    E]) -> [B, dim]. embedding: see `embedding.build`. mask: NaN in x is missing. channel_axis: see `Standardise`.
     """
 
     location_weight: Tensor
@@ -68,7 +69,7 @@ class ConditionalNetwork(nn.Module):
         self.gain = nn.Sequential(NoiseFeatures(_GAIN), nn.Linear(_GAIN, _GAIN), nn.SiLU(), nn.Linear(_GAIN, 1))
         nn.init.zeros_(self.gain[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.gain[-1].bias)  # type: ignore[arg-type]
-        self.concatenated = not isinstance(body, nn.Module)
+        self.concatenated = isinstance(self.body, networks.MLP | networks.TokenTransformer) and described is not None
         self.config: dict[str, Any] = {
             "dim": dim,
             "x_shape": list(x_shape),
@@ -132,6 +133,13 @@ class ConditionalNetwork(nn.Module):
         return self.body(both, c_noise, given=given[None])[:, : self.dim]  # type: ignore[no-any-return]
 
 
+class _Nothing(nn.Module):
+    """F = 0, of z [B, dim]: what is left is the posterior of a linear Gaussian model."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, *, context: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
 def _build_body(body: Mapping[str, Any] | nn.Module, dim: int, features: int) -> tuple[nn.Module, Any]:
     if isinstance(body, nn.Module):
         _check_own(body, dim, features)
@@ -142,6 +150,8 @@ def _build_body(body: Mapping[str, Any] | nn.Module, dim: int, features: int) ->
         return networks.MLP(dim + features, out_features=dim, **arguments), dict(body)
     if kind == "transformer":
         return networks.TokenTransformer(dim + features, **arguments), dict(body)
+    if kind == NO_BODY["type"]:
+        return _Nothing(), dict(body)
     raise unknown("network", kind, BODIES)
 
 

@@ -19,8 +19,16 @@ from edmund.errors import InputError, check_count, unknown
 from edmund.formulation import Formulation
 from edmund.model import Model, count_parameters
 from edmund.progress import say
-from edmund.sbi.conditional import NUM_STEPS, Effort, Mapped, edm, held_out_density, train_conditional
-from edmund.sbi.network import BODIES, ConditionalNetwork, mlp_for
+from edmund.sbi.conditional import (
+    NUM_STEPS,
+    Effort,
+    Mapped,
+    edm,
+    held_out_log_prob,
+    linear_gaussian,
+    train_conditional,
+)
+from edmund.sbi.network import BODIES, NO_BODY, ConditionalNetwork, mlp_for
 from edmund.sbi.posterior import Posterior
 from edmund.sbi.priors import Prior
 from edmund.sbi.seeding import seeded
@@ -49,6 +57,8 @@ _LIMITED = (_Candidate("compact", 0.1, True), _Candidate("normal", 0.1, False))
 _UNLIMITED = (_Candidate("half", 0.5, False), _Candidate("tenth", 0.1, False))
 _TRANSFORMER_STEPS = 28
 """Of sampling, each of which costs ten times as much as an MLP's."""
+_ERRORS = 2.0
+"""Standard errors by which a network must raise the held-out density above that of a linear Gaussian posterior."""
 _BATCH, _BATCH_ALONE = 2048, 1024
 """Samples of a batch at most, and where no simulations are drawn besides: larger ones are quicker, and know few
 simulations by heart sooner.
@@ -86,10 +96,11 @@ class NPSE:
     >>> posterior.sample((1000,), x=x_o)                                          # doctest: +SKIP
 
     prior: see `Prior.of`. formulation: "edm", "vp", "ve", "flow", "iddpm", "cosine", or a Formulation of data of unit
-    variance. network: "mlp"; "transformer", of one token a parameter and feature; "auto", the MLP; or a module (z [B,
-    D], c_noise [B], *, context [B, E]) -> [B, D] (E: the embedding's features). embedding: of x, see `embedding.build`.
-    Modules of one's own are copied, and stay as they were.
-    nan: "refuse" NaN in x, or "mask" it as missing. device: where to train and sample.
+    variance. network: "mlp"; "transformer", of one token a parameter and feature; "auto", the MLP, or none where the
+    held-out simulations of a learned simulator show nothing beyond a linear Gaussian posterior; or a module (z [B, D],
+    c_noise [B], *, context [B, E]) -> [B, D] (E: the embedding's features). embedding: of x, see `embedding.build`.
+    Modules of one's own are copied, and stay as they were. nan: "refuse" NaN in x, or "mask" it as missing. device:
+    where to train and sample.
     """
 
     def __init__(
@@ -210,9 +221,10 @@ class NPSE:
                 device=self.device,
                 progress=progress,
             )
-            density, whose, nats = -math.inf, "", ""
+            log_prob, density, whose, nats = torch.zeros(0), -math.inf, "", ""
             if drawn is not None:
-                density = held_out_density(model, Mapped(validation, self._inward))
+                log_prob = held_out_log_prob(model, Mapped(validation, self._inward))
+                density = float(log_prob.mean().nan_to_num(nan=-math.inf))
                 whose = f" ({name}, {share:.0%} the simulator's own)"
                 nats = f", ln p(theta | x) {density:.5g} on average"
             say(
@@ -221,8 +233,40 @@ class NPSE:
                 progress,
             )
             loss = math.inf if result.best_validation_loss is None else result.best_validation_loss
-            found.append(((density, -loss), model, result))
-        return max(found, key=lambda each: each[0])[1:]
+            found.append(((density, -loss), model, result, log_prob))
+        chosen = max(range(len(found)), key=lambda each: found[each][0])
+        _, model, result, log_prob = found[chosen]
+        if len(found) > 1:
+            say(f"NPSE: of the two, {candidates[chosen].folder} is kept", progress)
+        if drawn is not None and self.network == "auto":
+            model = self._unless_linear(model, log_prob, train, validation, progress)
+        return model, result
+
+    def _unless_linear(
+        self, model: Model, log_prob: Tensor, train: DataSet, validation: DataSet, progress: bool
+    ) -> Model:
+        """The model of these held-out ln p(theta | x), or the linear Gaussian one if that is no worse but by chance:
+        what a network adds to an exact posterior is noise.
+        """
+        network = ConditionalNetwork(self.prior.dim, self.simulations.x_shape or (), body=NO_BODY)
+        linear = linear_gaussian(
+            Mapped(train, self._inward),
+            Mapped(validation, self._inward),
+            network,
+            self.formulation,
+            transform=self.prior.transform,
+            diagonal=not self.prior.gaussian,
+        ).to(next(model.network.parameters()).device)
+        without = held_out_log_prob(linear, Mapped(validation, self._inward))
+        gain = log_prob - without
+        mean, error = float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
+        keeps = not bool(without.isfinite().all()) or mean > _ERRORS * error
+        say(
+            f"NPSE: ln p(theta | x) {float(without.mean()):.5g} of a linear Gaussian posterior, raised by {mean:.3g} "
+            f"+- {error:.2g} by the network, which is {'kept' if keeps else 'left out'}",
+            progress,
+        )
+        return model if keeps else linear
 
     def _build(self, plan: _Plan, seed: int) -> ConditionalNetwork:
         """One more network, of copies of the user's own modules."""

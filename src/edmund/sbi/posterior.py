@@ -183,11 +183,19 @@ class Posterior:
             progress=show_progress_bars,
         )
         assert isinstance(w, Tensor)
+        lost = int((~w.isfinite()).any(1).sum())
+        if lost:
+            raise InputError(
+                f"x: {lost} of {n} draws are not finite by method {method!r}; these observations are too far from the "
+                "simulations, or from each other, for their scores to be composed"
+            )
         theta = self._to_user(w)
         return (theta if prior is None else Prior.of(prior).box.inward(theta)).reshape(*shape, self.prior.dim)
 
     def compose(self, x: Any, *, method: str = "gauss", prior: Any = None, temperature: float = 1.0) -> Composition:
-        """The denoiser behind `sample_iid`, in the model's space: for any sampler."""
+        """The denoiser behind `sample_iid`, in the model's space, from which `model.transform.inverse` leads back to
+        theta: for any sampler.
+        """
         return self._compose(self._context(self._many(x)), method, prior, temperature)
 
     def _compose(self, context: Tensor, method: str, prior: Any, temperature: float) -> Composition:

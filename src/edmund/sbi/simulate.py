@@ -211,7 +211,8 @@ class _Collected:
         if self.x is None:
             again = "" if folder is None else f"; delete {str(folder)!r} to simulate again"
             raise InputError(
-                f"simulator: all {len(failures)} simulations failed; the first: {failures[0].message}{again}"
+                f"simulator: all {len(failures)} simulations failed; the first: {failures[0].message}; it is called "
+                f"with theta [B, {self.theta.shape[1]}], a row for each simulation{again}"
             )
         if not failures:
             return SimulationResult(self.theta, self.x, torch.arange(len(self.theta)), ())

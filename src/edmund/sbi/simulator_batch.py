@@ -54,6 +54,9 @@ class Job:
 
     def _run(self) -> Batch:
         x, message = self._call(self.theta, self.seed)
+        if x is not None and self.number == 0 and len(x) > 1 and x.shape[1:] == (1,):
+            # As many numbers as there are rows may be one simulation, of a simulator that takes a single theta.
+            self._call(self.theta[:1], self.seed)
         if x is not None and not self._bad(x).any():
             return Batch(self.number, np.arange(self.start, self.start + len(x)), x, [], x.shape[1:])
         if x is not None:
@@ -120,8 +123,8 @@ def _checked(x: Any, theta: Tensor) -> Floats:
     shape = tuple(values.shape)
     if not shape or shape[0] != len(theta) or 0 in shape:
         raise InputError(
-            f"{told} of shape {shape} for theta of shape {tuple(theta.shape)}; it must have {len(theta)} rows of at "
-            f"least one number"
+            f"{told} of shape {shape} for theta of shape {tuple(theta.shape)}; it takes many theta, a row each, "
+            f"and must return {len(theta)} rows of at least one number"
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and so a failure
         # A copy: a simulator may fill the same array again at the next call, or not let us write on it.

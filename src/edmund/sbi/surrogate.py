@@ -134,7 +134,7 @@ class LearnedSimulator:
             found.append((density, gaussian, model))
         say(
             f"simulator: ln p(x | theta) {found[0][0]:.5g} on average of held-out simulations, {found[1][0]:.5g} about "
-            "a Gaussian (of standardised x)",
+            f"a Gaussian (of standardised x): the {'first' if found[0][0] >= found[1][0] else 'second'} is kept",
             progress,
         )
         _, gaussian, model = max(found, key=lambda each: each[0])

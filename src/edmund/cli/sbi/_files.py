@@ -40,6 +40,8 @@ def read_simulations(argument: str, path: Path) -> tuple[Any, Any]:
             f"{argument}: {str(path)!r} has the suffix {path.suffix!r}; simulations are an .npz with theta and x, a "
             "folder with theta.npy and x.npy, or a Zarr group"
         )
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{argument}: {str(path)!r} is not an .npz, whatever its name; numpy.savez writes them")
     try:
         with np.load(path, allow_pickle=False) as file:
             _check_names(argument, path, file.files)
@@ -70,18 +72,22 @@ def read_observations(argument: str, path: Path) -> np.ndarray:
         fields = [field.strip() for field in line.split(",")] if "," in line else line.split()
         row = [_number(field) for field in fields]
         if None in row:
-            if not rows and not names_passed:
+            if not rows and not names_passed and all(value is None for value in row):
                 names_passed = True  # a header
                 continue
             wrong = fields[row.index(None)]
-            raise InputError(f"{argument}: line {number} of {str(path)!r} has {wrong!r}, which is no number")
+            raise InputError(
+                f"{argument}: line {number} of {str(path)!r} has {wrong!r}, which is no number; numbers are separated "
+                "by commas or spaces, and only a first line of names may hold none"
+            )
         if rows and len(row) != len(rows[0]):
             raise InputError(
                 f"{argument}: line {number} of {str(path)!r} has {len(row)} values; those before have {len(rows[0])}"
             )
         rows.append(row)
     if not rows:
-        raise InputError(f"{argument}: {str(path)!r} holds no observation; it must have one in each row")
+        header = ", as its only line was taken for names" if names_passed else ""
+        raise InputError(f"{argument}: {str(path)!r} holds no observation{header}; it must have one in each row")
     return np.array(rows, dtype=np.float64)
 
 
