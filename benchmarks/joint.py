@@ -68,7 +68,7 @@ def main() -> None:
     """Train, ask everything, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=100_000)
-    parser.add_argument("--samples", type=int, help="training samples seen, at most (default: the estimator's choice)")
+    parser.add_argument("--samples", type=int, default=300_000, help="training samples seen, at most")
     parser.add_argument("--draws", type=int, default=128, help="of each conditional")
     parser.add_argument("--graph", action="store_true", help="tell the model the graph")
     parser.add_argument("--seed", type=int, default=0)

@@ -356,7 +356,7 @@ def test_covariances_of_samples():
     found = posterior_covariances(oracle, {"x": x}, 2)
     assert found.shape == (3, 2, 2)
     stds = found.diagonal(dim1=1, dim2=2).sqrt() / oracle.covariance.diag().sqrt()
-    assert (stds - 1).abs().max() < 0.07
+    assert (stds - 1).abs().max() < 0.005  # of a Gaussian they are exact but for the solver
     torch.testing.assert_close(posterior_covariances(oracle, {"x": x}, 2, batch_size=999), found)
     # The law that it leads to.
     many = observations(10)
@@ -364,10 +364,8 @@ def test_covariances_of_samples():
     solver, sigmas = samplers.DPMpp3M(), grid.EDM()(48, 0.002, 80.0)
     mean, variance = law_errors(exact_law(solver, made, sigmas, 2), oracle.target(many))
     assert mean < 0.1 and variance < 0.1
-    # Few samples: without bias in the inverse, which is what is used.
-    few = posterior_covariances(oracle, {"x": x[:1].expand(400, -1)}, 2, n=8, num_steps=24)
-    mean_precision = torch.linalg.inv(few).mean(0)
-    torch.testing.assert_close(mean_precision, torch.linalg.inv(oracle.covariance), rtol=0.15, atol=0.3)
+    few = posterior_covariances(oracle, {"x": x[:1]}, 2, n=8)
+    torch.testing.assert_close(few[0].inverse(), torch.linalg.inv(oracle.covariance), rtol=0.02, atol=0.02)
 
 
 def test_what_it_says_of_itself():

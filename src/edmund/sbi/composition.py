@@ -65,7 +65,7 @@ import torch
 from torch import Tensor
 
 from edmund import formulation as formulations
-from edmund import grid, process
+from edmund import grid, noise, process
 from edmund.arguments import check_denoised, device_of
 from edmund.denoiser import Denoiser, condition_names, expand_condition
 from edmund.errors import InputError, check_count, check_positive, unknown
@@ -77,6 +77,8 @@ from edmund.sbi.langevin import AnnealedLangevin
 METHODS = ("gauss", "geffner", "jac")
 """The ways to compose."""
 
+# The stream of the latents that covariances are estimated with.
+_LATENTS = 1 << 41
 # The posterior's denoiser gets at most this many rows at once, unless told otherwise.
 _ROWS = 1 << 14
 # A Jacobian's eigenvalues are taken to be at least this share of the prior's largest. At high noise they tend to the
@@ -268,17 +270,22 @@ def posterior_covariances(
     `edmund.sample`, which draws all k n samples, of seeds 0 .. k n - 1.
 
     A composition asks for good ones: 10 % too much or too little in all of them is 20 % in its variances at k = 10,
-    and 50 % or more at k = 100. So the solver's steps are many and fine, and the sums of squares are divided by
-    n - D - 2, by which the inverses (of Wishart matrices, for a Gaussian) are unbiased; their spread averages out
-    over observations.
+    and 50 % or more at k = 100. So the solver's steps are many and fine, and the n latents of each observation have
+    the mean 0 and the covariance 1 exactly: for a Gaussian, whose draws are linear in them, so are the covariances
+    exact. What spread others have averages out over observations.
     """
     given = _check_observations(denoiser, observations)
     check_count("dim", dim)
     check_count("n", n, least=dim + 3)  # the inverses of fewer have no mean
     k = len(next(iter(given.values())))
+    latents = noise.normal(noise.keys(0, torch.arange(k * n)), (dim,), _LATENTS).reshape(k, n, dim)
+    latents = latents - latents.mean(1, keepdim=True)
+    root = torch.linalg.cholesky(latents.mT @ latents / n)
+    latents = torch.linalg.solve_triangular(root, latents.mT, upper=False).mT
     drawn = sample(
         denoiser,
         (k * n, dim),
+        latents=latents.reshape(k * n, dim),
         condition={key: value.repeat_interleave(n, 0) for key, value in given.items()},
         sampler=sampler,
         num_steps=num_steps,
@@ -288,7 +295,7 @@ def posterior_covariances(
     assert isinstance(drawn, Tensor)
     groups = drawn.reshape(k, n, dim)
     offsets = groups - groups.mean(1, keepdim=True)
-    return offsets.mT @ offsets / (n - dim - 2)
+    return offsets.mT @ offsets / n
 
 
 class _Precisions(NamedTuple):
