@@ -332,9 +332,11 @@ def test_the_density_of_held_out_simulations_chooses_the_network(monkeypatch: py
     theta = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
     prior = [Uniform(0.0, 1.0), Uniform(0.0, 1.0)]
     chosen = []
-    for densities in ([1.0, 2.0], [2.0, 1.0]):
+    for densities in ([1.0, 2.0, 0.0], [2.0, 1.0, 0.0]):  # the last without a network
         answers = iter(densities)
-        monkeypatch.setattr("edmund.sbi.npse.held_out_density", lambda *_, answers=answers: next(answers))
+        monkeypatch.setattr(
+            npse, "held_out_log_prob", lambda *_, answers=answers: torch.full((10,), next(answers)).double()
+        )
         inference = NPSE(prior).append_simulations(theta, theta)
         inference.train(samples=2_000, learn_simulator=True, progress=False)
         transform = inference.build_posterior().model.transform

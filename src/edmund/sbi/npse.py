@@ -238,7 +238,7 @@ class NPSE:
         _, model, result, log_prob = found[chosen]
         if len(found) > 1:
             say(f"NPSE: of the two, {candidates[chosen].folder} is kept", progress)
-        if drawn is not None and self.network == "auto":
+        if drawn is not None and self.network == "auto" and _gaussian_without_network(self.formulation):
             model = self._unless_linear(model, log_prob, train, validation, progress)
         return model, result
 
@@ -304,6 +304,12 @@ class NPSE:
 
 
 _TRANSFORMER = {"type": "transformer", "channels": 64, "blocks": 4}
+
+
+def _gaussian_without_network(formulation: Formulation) -> bool:
+    """Whether F = 0 is the denoiser of unit variance: so it is by EDM's skip, and not where F predicts the noise."""
+    sigma = torch.tensor([0.1, 1.0, 10.0])
+    return torch.allclose(torch.as_tensor(formulation.preconditioning.c_skip(sigma)), 1 / (1 + sigma**2))
 
 
 def _resolve(formulation: str | Formulation, num_steps: int) -> Formulation:
