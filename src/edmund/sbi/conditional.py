@@ -178,8 +178,13 @@ def sample_about_means(model: Model, context: Tensor, seeds: Sequence[int], **op
 
 
 def held_out_density(model: Model, data: DataSet) -> float:
-    """The mean of `held_out_log_prob`; -inf where it is not finite."""
-    mean = float(held_out_log_prob(model, data).mean())
+    """The `mean_density` of `held_out_log_prob`."""
+    return mean_density(held_out_log_prob(model, data))
+
+
+def mean_density(log_prob: Tensor) -> float:
+    """The mean of ln p [n]; -inf where it is not finite, so that it wins no comparison."""
+    mean = float(log_prob.mean())
     return mean if math.isfinite(mean) else -math.inf
 
 

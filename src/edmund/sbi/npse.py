@@ -26,6 +26,7 @@ from edmund.sbi.conditional import (
     edm,
     held_out_log_prob,
     linear_gaussian,
+    mean_density,
     train_conditional,
 )
 from edmund.sbi.network import BODIES, NO_BODY, ConditionalNetwork, mlp_for
@@ -224,7 +225,7 @@ class NPSE:
             log_prob, density, whose, nats = torch.zeros(0), -math.inf, "", ""
             if drawn is not None:
                 log_prob = held_out_log_prob(model, Mapped(validation, self._inward))
-                density = float(log_prob.mean().nan_to_num(nan=-math.inf))
+                density = mean_density(log_prob)
                 whose = f" ({name}, {share:.0%} the simulator's own)"
                 nats = f", ln p(theta | x) {density:.5g} on average"
             say(

@@ -80,12 +80,12 @@ def simulate(
 ) -> SimulationResult:
     """`n` draws theta from the prior and the simulator's x for each.
 
-    simulator: theta [B, D] float32 to x [B, *], a tensor or an array; [B] is taken for [B, 1]. It may draw from the
-    global random streams of torch, NumPy and Python. prior: anything that `Prior.of` takes. workers: how many batches
-    at a time (-1: one for each core); None: as many as `joblib.parallel_config` says, and one where nothing says
-    otherwise. Threads of one process take turns, for they share its random streams. batch: rows of a call; by default a
-    hundredth of n, at most 1000. Another batch gives other random numbers. seed: of theta and of all that the simulator
-    draws.
+    simulator: theta [B, D] float32 to x [B, *], a tensor or an array; [B] is taken for [B, 1], after one more call of a
+    single row, which must give one. It may draw from the global random streams of torch, NumPy and Python. prior:
+    anything that `Prior.of` takes. workers: how many batches at a time (-1: one for each core); None: as many as
+    `joblib.parallel_config` says, and one where nothing says otherwise. Threads of one process take turns, for they
+    share its random streams. batch: rows of a call; by default a hundredth of n, at most 1000. Another batch gives
+    other random numbers. seed: of theta and of all that the simulator draws.
 
     When the simulator raises an exception, the rows of its batch are tried one by one. Rows that still raise, and rows
     with NaN or infinite values, are the result's `failures`, and a warning counts them. nan: "mask" takes NaN for a
