@@ -224,7 +224,9 @@ def test_a_network_is_kept_only_where_it_is_better_than_none(
     for make, kept in ((simulate, False), (curved, True)):
         monkeypatch.setattr(npse, "draw_simulations", lambda *_, of=make, **__: of(2000, seed=1))
         theta, x = make(1000)
+        state = torch.get_rng_state()
         inference = NPSE(PRIOR).append_simulations(theta, x).train(samples=40_000)
+        assert torch.equal(torch.get_rng_state(), state)
         posterior = inference.build_posterior()
         assert ("by the network, which is kept" in capsys.readouterr().err) == kept
         assert (posterior.network.config["body"] == NO_BODY) == (not kept)

@@ -183,7 +183,7 @@ class NPSE:
             candidates = _UNLIMITED if self.prior.compact is self.prior.transform else _LIMITED
         # What does not fit is refused here, and not after the simulator's training.
         options = plan.effort.options(seed, self.device)
-        networks = [self._build(plan, seed) for _ in candidates]
+        networks = [self._build(plan.body, self.embedding, seed) for _ in candidates]
         say(
             f"NPSE: {len(train) + len(validation)} simulations of {self.prior.dim} parameters, x "
             f"{list(self.simulations.x_shape or ())} through the embedding {networks[0].embedding.name!r}, "
@@ -240,20 +240,19 @@ class NPSE:
         if len(found) > 1:
             say(f"NPSE: of the two, {candidates[chosen].folder} is kept", progress)
         if drawn is not None and self.network == "auto" and _gaussian_without_network(self.formulation):
-            model = self._unless_linear(model, log_prob, train, validation, progress)
+            model = self._unless_linear(model, log_prob, train, validation, seed, progress)
         return model, result
 
     def _unless_linear(
-        self, model: Model, log_prob: Tensor, train: DataSet, validation: DataSet, progress: bool
+        self, model: Model, log_prob: Tensor, train: DataSet, validation: DataSet, seed: int, progress: bool
     ) -> Model:
         """The model of these held-out ln p(theta | x), or the linear Gaussian one if that is no worse but by chance:
         what a network adds to an exact posterior is noise.
         """
-        network = ConditionalNetwork(self.prior.dim, self.simulations.x_shape or (), body=NO_BODY)
         linear = linear_gaussian(
             Mapped(train, self._inward),
             Mapped(validation, self._inward),
-            network,
+            self._build(NO_BODY, None, seed),
             self.formulation,
             transform=self.prior.transform,
             diagonal=not self.prior.gaussian,
@@ -269,14 +268,14 @@ class NPSE:
         )
         return model if keeps else linear
 
-    def _build(self, plan: _Plan, seed: int) -> ConditionalNetwork:
+    def _build(self, body: dict[str, Any] | nn.Module, embedding: Any, seed: int) -> ConditionalNetwork:
         """One more network, of copies of the user's own modules."""
         with seeded(seed):  # of the first weights, which come from the global stream
             return ConditionalNetwork(
                 self.prior.dim,
                 self.simulations.x_shape or (),
-                body=copy.deepcopy(plan.body),
-                embedding=copy.deepcopy(self.embedding),
+                body=copy.deepcopy(body),
+                embedding=copy.deepcopy(embedding),
                 mask=self.simulations.nan == "mask",
             )
 
