@@ -182,6 +182,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "schedules": {"lr_schedule": "inverse_sqrt", "lr_ref": 200, "ema_power": 0.1, "optimizer": "adamw"},
     "cosine, bf16": {"lr_schedule": "cosine", "precision": "bf16"},
     "patience": {"patience": 5_000, "validation_interval": 64},
+    "muon": {"optimizer": "muon"},
 }
 
 

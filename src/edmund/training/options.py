@@ -14,7 +14,7 @@ from edmund.training.augmentation import Augmentation
 from edmund.training.ema import HalfLife, PowerFunction, Profile
 from edmund.training.learning_rate import SCHEDULES, learning_rate
 
-OPTIMIZERS = ("adam", "adamw")
+OPTIMIZERS = ("adam", "adamw", "muon")
 
 _TRANSFORMS = tuple(field.name for field in dataclasses.fields(Augmentation) if field.name != "probability")
 
@@ -41,7 +41,8 @@ class TrainingOptions:
     - samples: length of the run, rounded up to whole steps.
     - batch_size: of one optimiser step, over all processes. accumulate: parts of a process's share of it that go
       through the network one after the other (less memory, the same gradient).
-    - optimizer: adam (weight decay is an L2 term of the loss) or adamw (decoupled); betas, eps, weight_decay.
+    - optimizer: adam (weight decay is an L2 term of the loss), adamw (decoupled), or muon for the weights of linear
+      layers with adamw for the rest, see `optimizers`; betas and eps of Adam, weight_decay.
     - lr, lr_ramp, lr_schedule, lr_ref: see `learning_rate`; lr_ref goes with inverse_sqrt.
     - clip_norm: largest norm of the gradient; None: any.
     - precision: fp32, or autocast to bf16 or fp16 (fp16 needs a GPU).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from edmund.model import Model
 from edmund.training import ema
 from edmund.training.checkpoint import Checkpoint, check_shapes
 from edmund.training.ema import PowerFunction
+from edmund.training.optimizers import optimizers
 from edmund.training.options import TrainingOptions
 from edmund.training.running import Running
 from edmund.training.snapshots import BUFFERS, group_of
@@ -50,7 +51,7 @@ class State:
         self._tracked = {width: [average.clone() for average in self._averages] for width in widths}
         self._profiles = [options.profile, *map(PowerFunction, widths)]
         self.parameters = [p for p in model.denoiser.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(self.parameters, options)
+        self.optimizers = optimizers(model.denoiser, options)
         self.scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
         self.running = Running(device, mean)
         self.samples_seen = 0
@@ -170,10 +171,11 @@ class State:
         return {group_of(width): dict(zip(names, tensors, strict=True)) for width, tensors in self._tracked.items()}
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        # By the place in the optimiser, not by name: that is how torch orders its own state.
+        # By the place in the optimisers, not by name: that is how torch orders its own state.
         return {
-            f"{index}.{key}": value
-            for index, entry in self.optimizer.state_dict()["state"].items()
+            f"{first + index}.{key}": value
+            for first, optimizer in self._placed()
+            for index, entry in optimizer.state_dict()["state"].items()
             for key, value in entry.items()
         }
 
@@ -182,7 +184,19 @@ class State:
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for first, optimizer in self._placed():
+            groups = optimizer.state_dict()["param_groups"]
+            own = {
+                index: state[first + index] for group in groups for index in group["params"] if first + index in state
+            }
+            optimizer.load_state_dict({"state": own, "param_groups": groups})
+
+    def _placed(self) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+        """Every optimiser, with the number of parameters of those before it."""
+        first = 0
+        for optimizer in self.optimizers:
+            yield first, optimizer
+            first += sum(len(group["params"]) for group in optimizer.param_groups)
 
 
 def _computing_dtype(module: nn.Module) -> torch.dtype:
@@ -200,15 +214,3 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _copy(source: Mapping[str, Tensor], module: nn.Module) -> None:
     for name, tensor in named_tensors(module).items():
         tensor.copy_(source[name])
-
-
-def _optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
-    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
-    return kind(
-        parameters,
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )

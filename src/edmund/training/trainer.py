@@ -326,9 +326,10 @@ class _Run:
     def _step(self, module: nn.Module, stream: Iterator[Batch]) -> None:
         state, options = self.state, self.options
         seen = state.samples_seen
-        for group in state.optimizer.param_groups:
-            group["lr"] = options.learning_rate(seen)
-        state.optimizer.zero_grad(set_to_none=True)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate(seen)
+            optimizer.zero_grad(set_to_none=True)
         # DDP takes the mean over the processes; with this factor it is the mean over the batch.
         factor = self.processes.world / options.batch_size
         step_loss = torch.zeros((), device=self.processes.device, dtype=state.dtype)
@@ -338,15 +339,18 @@ class _Run:
                 (loss if state.scaler is None else state.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
             step_loss += loss.detach()
         if state.scaler is not None:
-            state.scaler.unscale_(state.optimizer)
+            for optimizer in state.optimizers:
+                state.scaler.unscale_(optimizer)
         gradients = [p.grad for p in state.parameters if p.grad is not None]
         norm, finite = guard(gradients)
         if options.clip_norm is not None:
             clip(gradients, norm, finite, options.clip_norm)
-        if state.scaler is None:
-            state.optimizer.step()
-        else:
-            state.scaler.step(state.optimizer)
+        for optimizer in state.optimizers:
+            if state.scaler is None:
+                optimizer.step()
+            else:
+                state.scaler.step(optimizer)
+        if state.scaler is not None:
             state.scaler.update()
         state.running.add_step(step_loss, norm, finite)
         state.samples_seen = seen + options.batch_size
@@ -430,7 +434,7 @@ class _Run:
             log.add(
                 state.samples_seen,
                 loss=reading.loss,
-                lr=state.optimizer.param_groups[0]["lr"],
+                lr=state.optimizers[0].param_groups[0]["lr"],
                 grad_norm=reading.grad_norm,
                 **{"nonfinite" if state.scaler is None else "skipped": reading.nonfinite},
                 samples_per_second=(state.samples_seen - first) / (now - start),
