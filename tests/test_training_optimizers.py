@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edmund.errors import InputError
+from edmund.networks.conditioning import Modulation
 from edmund.training.optimizers import optimizers
 from edmund.training.options import TrainingOptions
 
@@ -21,10 +22,13 @@ class Net(nn.Module):
         self.wide = nn.Linear(24, 40)
         self.norm = nn.LayerNorm(40)
         self.tall = nn.Linear(40, 16)
+        self.noise = Modulation(24, 40)
         self.still = nn.Linear(3, 3).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.tall(torch.relu(self.norm(self.wide(x)))).square().sum() + self.table.square().sum()
+        out: Tensor = (
+            self.tall(torch.relu(self.noise(x) * self.norm(self.wide(x)))).square().sum() + self.table.square().sum()
+        )
         return out
 
 
@@ -45,7 +49,7 @@ def test_every_parameter_is_trained_once(name: str) -> None:
     held = [id(p) for each in found for group in each.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in net.parameters() if p.requires_grad)
     if name == "muon":
-        assert [len(each.param_groups[0]["params"]) for each in found] == [5, 2]
+        assert [len(each.param_groups[0]["params"]) for each in found] == [7, 2]
 
 
 def test_muon_steps_by_the_semi_orthogonal_factor_of_the_gradient() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
 from edmund.networks.conditioning import (
+    Modulation,
     augment_rows,
     check_dropped,
     check_image,
@@ -185,7 +186,7 @@ class Block(nn.Module):
             if resample is None
             else ResampledConv2d(in_channels, channels, 3, resample, style.taps)
         )
-        self.affine = nn.Linear(style.embedding_channels, 2 * channels if style.scale else channels)
+        self.affine = Modulation(style.embedding_channels, 2 * channels if style.scale else channels)
         self.norm1 = group_norm(channels, style.eps)
         self.dropout = nn.Dropout(style.dropout)
         self.conv1 = zero(nn.Conv2d(channels, channels, 3, padding=1))

@@ -196,6 +196,14 @@ class ContextPooling(nn.Module):
         return pooled
 
 
+class Modulation(nn.Linear):
+    """A linear layer from the embedding of `Conditioning` to the shifts, scales and gates of a block.
+
+    A type of its own, as its inputs are not like others: where nothing but the noise level is told, they lie on a curve
+    however many there are, and an optimiser that treats all directions alike (Muon) would train it on noise.
+    """
+
+
 class Conditioning(nn.Module):
     """(c_noise, labels, context, augment_labels, condition_dropped) -> embedding [B, channels].
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from edmund.errors import InputError, check_count
 from edmund.networks.conditioning import (
     Conditioning,
+    Modulation,
     check_dropout,
     check_dropped,
     check_image,
@@ -155,7 +156,7 @@ class _CrossAttention(nn.Module):
 class _Block(nn.Module):
     def __init__(self, channels: int, heads: int, dropout: float, context: bool) -> None:
         super().__init__()
-        self.modulation = _zero(nn.Linear(channels, 6 * channels))
+        self.modulation = _zero(Modulation(channels, 6 * channels))
         self.attention = _SelfAttention(channels, heads)
         self.cross = _CrossAttention(channels, heads) if context else None
         self.linear_in = _linear(channels, 4 * channels)
@@ -252,7 +253,7 @@ class DiT(nn.Module):
         self.position_in = nn.Linear(dimensions * _COSINES, channels, bias=False)
         nn.init.zeros_(self.position_in.weight)
         self.blocks = nn.ModuleList(_Block(channels, heads, dropout, bool(context_dim)) for _ in range(blocks))
-        self.modulation = _zero(nn.Linear(channels, 2 * channels))
+        self.modulation = _zero(Modulation(channels, 2 * channels))
         self.patch_out = _zero(nn.Linear(channels, patch**dimensions * self.out_channels))
 
     def forward(

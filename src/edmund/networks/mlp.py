@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
-from edmund.networks.conditioning import Conditioning, check_dropout, check_dropped, check_image, check_input
+from edmund.networks.conditioning import (
+    Conditioning,
+    Modulation,
+    check_dropout,
+    check_dropped,
+    check_image,
+    check_input,
+)
 
 
 class _Block(nn.Module):
@@ -24,7 +31,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm_in = nn.LayerNorm(channels)
         self.linear_in = nn.Linear(channels, channels)
-        self.modulation = nn.Linear(channels, 2 * channels)
+        self.modulation = Modulation(channels, 2 * channels)
         self.norm_out = nn.LayerNorm(channels)
         self.dropout = nn.Dropout(dropout)
         self.linear_out = nn.Linear(channels, channels)

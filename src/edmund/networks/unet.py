@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
 from edmund.networks._blocks import check_attention, check_channel_mult, group_norm, zero
-from edmund.networks.conditioning import Conditioning, check_dropout, check_dropped, check_image, check_input
+from edmund.networks.conditioning import (
+    Conditioning,
+    Modulation,
+    check_dropout,
+    check_dropped,
+    check_image,
+    check_input,
+)
 
 
 class _Attention(nn.Module):
@@ -47,7 +54,7 @@ class _Block(nn.Module):
         super().__init__()
         self.norm_in = group_norm(in_channels)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.modulation = nn.Linear(embedding_channels, 2 * channels)
+        self.modulation = Modulation(embedding_channels, 2 * channels)
         self.norm_out = group_norm(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))

@@ -2,8 +2,9 @@
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes the nearest semi-orthogonal matrix of the
 momentum for its step, so that all directions of a layer learn at one pace and not the few that dominate its gradient.
-What it is for is the weights of linear layers; vectors, tables and convolutions are left to AdamW. One learning rate
-goes with both, as Muon's step is scaled to the size of Adam's (Liu et al. 2025, arXiv 2502.16982, eq. 4).
+What it is for is the weights of linear layers, but for those that read the noise level (`Modulation`); vectors, tables
+and convolutions are left to AdamW. One learning rate goes with both, as Muon's step is scaled to the size of Adam's
+(Liu et al. 2025, arXiv 2502.16982, eq. 4).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Muon, Optimizer
 
 from edmund.errors import InputError
+from edmund.networks.conditioning import Modulation
 from edmund.training.options import TrainingOptions
 
 _MOMENTUM = 0.95
@@ -25,8 +27,8 @@ def optimizers(module: nn.Module, options: TrainingOptions) -> list[Optimizer]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     matrices: set[int] = set()
     if options.optimizer == "muon":
-        linear = (layer.weight for layer in module.modules() if isinstance(layer, nn.Linear))
-        matrices = {id(weight) for weight in linear if weight.requires_grad}
+        linear = (m for m in module.modules() if isinstance(m, nn.Linear) and not isinstance(m, Modulation))
+        matrices = {id(layer.weight) for layer in linear if layer.weight.requires_grad}
         if not matrices:
             raise InputError("optimizer is 'muon', which is for linear layers; the network has none: choose 'adam'")
     others = [p for p in parameters if id(p) not in matrices]
