@@ -94,10 +94,9 @@ def test_a_missing_token_is_as_if_it_were_not_there() -> None:
     rest = [0, 1, 3, 4]
     smaller = awake(variables=V - 1)
     state = {
-        name: value[..., rest, :] if value.ndim > 1 and value.shape[-2] == V else value
+        name: value[rest] if name in ("first", "identity", "out_weight", "out_bias") else value
         for name, value in network.state_dict().items()
     }
-    state["out_bias"] = state["out_bias"][rest]
     smaller.load_state_dict(state)
     expected = smaller(x[:, rest], c_noise, given=given[:, rest])
     torch.testing.assert_close(out[:, rest], expected, rtol=0, atol=1e-6)

@@ -2,10 +2,10 @@ r"""A transformer over variables, one token each: for models of many variables o
 
 Token v holds the value of variable v, which variable it is, and whether it is asked (noisy) or given (clean):
 
-    h_v = W SiLU(a_{v, state} value + b_{v, state}) + c_{v, state}
+    h_v = W SiLU(a_{v, state} value + b_{v, state}) + c_v
 
-with vectors a, b, c of each variable's two states; where a token holds several numbers, each has its a. The noise
-level's embedding e modulates every branch of every block,
+with vectors a, b of each variable's two states and c of each variable; where a token holds several numbers, each has
+its a. The noise level's embedding e modulates every branch of every block,
 
     h <- h + (1 + gate) * branch((1 + scale) * norm(h) + shift),
 
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edmund.errors import InputError, check_count
-from edmund.networks.conditioning import Conditioning, check_condition, check_dropout, check_input
+from edmund.networks.conditioning import Conditioning, Modulation, check_condition, check_dropout, check_input
 
 _EPS = 1e-6
 _FEW = 128
@@ -62,7 +62,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int, heads: int, expansion: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.modulation = _zero(nn.Linear(channels, 6 * channels))
+        self.modulation = _zero(Modulation(channels, 6 * channels))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.attended = nn.Linear(channels, channels)
         self.linear_in = nn.Linear(channels, expansion * channels)
@@ -122,13 +122,12 @@ class TokenTransformer(nn.Module):
         self.variables = variables
         self.numbers = numbers
         self.conditioning = Conditioning(channels, label_dim=0, context_dim=0, augment_dim=0)
-        # By state (0: asked, 1: given) and variable; the slope's first axis is the number.
-        self.slope = nn.Parameter(torch.randn(numbers, 2, variables, channels))
-        self.offset = nn.Parameter(torch.randn(2, variables, channels))
-        self.identity = nn.Parameter(0.5 * torch.randn(2, variables, channels))
+        # A row for each number of a variable that is asked and one for that state, and the same again for given ones.
+        self.first = nn.Parameter(torch.randn(variables, 2 * (numbers + 1), channels))
+        self.identity = nn.Parameter(0.5 * torch.randn(variables, channels))
         self.value_in = nn.Linear(channels, channels)
         self.blocks = nn.ModuleList(_Block(channels, heads, expansion, dropout) for _ in range(blocks))
-        self.modulation = _zero(nn.Linear(channels, 2 * channels))
+        self.modulation = _zero(Modulation(channels, 2 * channels))
         self.out_weight = nn.Parameter(torch.zeros(variables, channels))
         self.out_bias = nn.Parameter(torch.zeros(variables))
 
@@ -164,23 +163,17 @@ class TokenTransformer(nn.Module):
             x = torch.where(missing[:, :, None], 0, x)
 
         embedding = self.conditioning(c_noise, None, None, None, None, x.dtype)
-        h = self._by_state(self.offset, given)
-        for number, slope in zip(torch.split(x, 1, 2), self.slope, strict=True):
-            h = torch.addcmul(h, number, self._by_state(slope, given))
+        told = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)
+        clean = torch.zeros(1, 1, 1, dtype=torch.bool, device=x.device) if given is None else given[:, :, None]
+        told = torch.cat([torch.where(clean, 0, told), torch.where(clean, told, 0)], 2)
         # Unlike pixels, the numbers of a vector may differ in digits that half precision has not got.
         with torch.autocast(x.device.type, enabled=False):
-            h = self.value_in(F.silu(h))
-        h = h + self._by_state(self.identity, given)
+            h = self.value_in(F.silu(torch.einsum("bvn,vnc->bvc", told, self.first))) + self.identity
         for block in self.blocks:
             h = block(h, embedding, mask)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
         out = (torch.addcmul(shift, _norm(h), 1 + scale) * self.out_weight).sum(2) + self.out_bias
         return out if missing is None else torch.where(missing, 0, out)
-
-    @staticmethod
-    def _by_state(table: Tensor, given: Tensor | None) -> Tensor:
-        """The rows [1 or B, V, channels] of a table [2, V, channels] for each variable's state."""
-        return table[:1] if given is None else torch.where(given[:, :, None], table[1], table[0])
 
     def _mask(self, missing: Tensor | None, attention: Tensor | None, device: torch.device) -> Tensor | None:
         """Who attends to whom, [1 or B, 1, V, V] bool; None: everyone to all."""

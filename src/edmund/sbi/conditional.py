@@ -56,6 +56,7 @@ class Effort:
     batch_size: int
     lr: float
     patience: int
+    optimizer: str = "adam"
 
     def options(self, seed: int, device: torch.device | str | None) -> TrainingOptions:
         """The Trainer's. The learning rate falls as a cosine to 0, and what is delivered is the best average."""
@@ -64,6 +65,7 @@ class Effort:
         return TrainingOptions(
             samples=self.samples,
             batch_size=self.batch_size,
+            optimizer=self.optimizer,
             lr=self.lr,
             betas=(0.9, 0.99),
             lr_ramp=min(200 * self.batch_size, self.samples // 10),

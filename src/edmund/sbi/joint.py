@@ -2,10 +2,12 @@ r"""One model of all conditionals of a joint density: p(any variables | any othe
 
 A transformer over all columns of (theta, x), one token each, is trained as a denoiser under random masks: in each
 sample some variables are given, some asked and some missing (Gloeckler et al. 2024, arXiv 2404.09636, "All-in-one
-simulation-based inference"). Given values are never noised, and only the asked ones bear a loss. Of the samples, 40 %
-train the posterior, 10 % each the likelihood and the joint, 5 % each the prior and the evidence; in 15 % each column is
-given with a probability of the sample's own, the others asked, and in 15 % some are missing besides. What is drawn is a
+simulation-based inference"). Given values are never noised, and only the asked ones bear a loss. Of the samples, 60 %
+train the posterior, 10 % the likelihood, 5 % the joint, 2.5 % each the prior and the evidence; in 10 % each column is
+given with a probability of the sample's own, the others asked, and in 10 % some are missing besides. What is drawn is a
 function of the seed and the number of the sample in the run, as all of training's noise.
+
+The network is trained by Muon, which learns more of the same samples than Adam does.
 
 The network's part starts at 0, where the model is the Gaussian of the data's moments, exactly and for every mask. It is
 kept only if it lowers the held-out loss by more than chance does: what it adds for Gaussian data is noise. Parameters
@@ -63,7 +65,7 @@ _KIND = (1 << 40) + 64
 _SHARE_GIVEN = _KIND + 1
 _SHARE_MISSING = _KIND + 2
 _EACH = _KIND + 3
-_POSTERIOR, _LIKELIHOOD, _JOINT, _PRIOR, _EVIDENCE, _COMPLEMENT = 0.4, 0.5, 0.6, 0.65, 0.7, 0.85
+_POSTERIOR, _LIKELIHOOD, _JOINT, _PRIOR, _EVIDENCE, _COMPLEMENT = 0.6, 0.7, 0.75, 0.775, 0.8, 0.9
 """Shares of the kinds of masks, added up; what is left is the last kind."""
 
 
@@ -252,7 +254,7 @@ class JointEstimator:
         nan: Literal["refuse", "mask"] = "refuse",
         channels: int = 64,
         blocks: int = 4,
-        heads: int = 4,
+        heads: int = 2,
         expansion: int = 3,
         dropout: float = 0.0,
         device: torch.device | str | None = None,
@@ -281,7 +283,7 @@ class JointEstimator:
         directory: str | os.PathLike[str] | None = None,
         samples: int | None = None,
         batch_size: int | None = None,
-        lr: float = 2e-3,
+        lr: float = 4e-3,
         learn_simulator: bool | Literal["auto"] = "auto",
         validation_fraction: float = 0.1,
         seed: int = 0,
@@ -323,7 +325,7 @@ class JointEstimator:
             f"{f'; a learned simulator draws {drawn_for(size)} more' if learns else ''}",
             progress,
         )
-        options = Effort(seen, batch, lr, patience=max(seen // 3, batch)).options(seed, self.device)
+        options = Effort(seen, batch, lr, max(seen // 3, batch), "muon").options(seed, self.device)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary if directory is None else directory)
             if learns:
@@ -333,7 +335,7 @@ class JointEstimator:
                     self.prior,
                     edm(),
                     folder / "simulator",
-                    samples=seen,
+                    samples=2 * seen // 3,
                     batch_size=min(4 * batch, max(64, size // 4)),
                     seed=seed,
                     device=self.device,

@@ -308,7 +308,7 @@ class _Checks:
         if self.nan and not self.mask:
             raise InputError(
                 f"x: {self.nan} of {total} values are NaN, in {self.nan_rows} of {self.rows} rows; leave these rows "
-                "out, or give nan='mask' where NaN means that a value is missing"
+                "out, or give nan='mask' (in a command, --nan mask) where NaN means that a value is missing"
             )
 
 
