@@ -223,7 +223,7 @@ def joint() -> JointEstimator:
     theta, x = simulations(3000)
     x[::7, 2] = torch.nan
     estimator = JointEstimator(PRIOR, variables={"shift": 1, "scale": 1, "first": 1, "rest": 2}, nan="mask", **SMALL)
-    return estimator.append_simulations(theta, x).train(samples=40_000, batch_size=200, lr=5e-3, progress=False)
+    return estimator.append_simulations(theta, x).train(samples=80_000, batch_size=200, lr=5e-3, progress=False)
 
 
 def test_a_network_that_adds_something_is_kept(joint: JointEstimator) -> None:
