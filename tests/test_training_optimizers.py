@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edmund.errors import InputError
 from edmund.networks.conditioning import Modulation
-from edmund.training.optimizers import optimizers
+from edmund.training.optimizers import check_optimizer, optimizers
 from edmund.training.options import TrainingOptions
 
 
@@ -78,6 +78,19 @@ def test_muon_trains_the_rest_as_adamw() -> None:
         assert same != (name in ("wide.weight", "tall.weight")), name
 
 
-def test_muon_needs_a_linear_layer() -> None:
-    with pytest.raises(InputError, match="optimizer is 'muon', which is for linear layers; the network has none"):
-        optimizers(nn.Conv2d(1, 1, 3), TrainingOptions(optimizer="muon"))
+@pytest.mark.parametrize("module", [nn.Conv2d(1, 1, 3), nn.Linear(2, 2).requires_grad_(False), Modulation(2, 2)])
+def test_muon_needs_a_linear_layer_to_train(module: nn.Module) -> None:
+    check_optimizer(module, TrainingOptions())
+    with pytest.raises(InputError, match="optimizer is 'muon', which is for linear layers; the network trains none"):
+        check_optimizer(module, TrainingOptions(optimizer="muon"))
+
+
+def test_a_computed_weight_is_not_muons() -> None:
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+    found = optimizers(net, TrainingOptions(optimizer="muon"))
+    assert [len(each.param_groups[0]["params"]) for each in found] == [4, 1]
+
+
+def test_muon_and_fp16_do_not_go_together() -> None:
+    with pytest.raises(InputError, match="optimizer is 'muon' and precision 'fp16'"):
+        TrainingOptions(optimizer="muon", precision="fp16")

@@ -283,6 +283,12 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, message: str) -> Non
         train(tmp_path, **OTHER_RUNS[message])
 
 
+def test_a_run_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, optimizer="muon")
+    with pytest.raises(InputError, match=r"holds another run: training\.optimizer is 'muon' there and 'adam' here"):
+        train(tmp_path)
+
+
 def test_statistics_may_differ_by_what_rounding_does(tmp_path: Path) -> None:
     there = {"transform": {"transforms": [{"mean": [0.5, -1e-17]}]}, "samples": 3}
     rounded = {"transform": {"transforms": [{"mean": [0.5 * (1 + 1e-15), 1e-17]}]}, "samples": 3}

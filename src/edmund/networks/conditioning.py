@@ -197,7 +197,7 @@ class ContextPooling(nn.Module):
 
 
 class Modulation(nn.Linear):
-    """A linear layer from the embedding of `Conditioning` to the shifts, scales and gates of a block.
+    """A linear layer from a network's embedding of noise level and conditions to the shifts, scales, gates of a block.
 
     A type of its own, as its inputs are not like others: where nothing but the noise level is told, they lie on a curve
     however many there are, and an optimiser that treats all directions alike (Muon) would train it on noise.

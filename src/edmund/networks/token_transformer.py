@@ -122,7 +122,7 @@ class TokenTransformer(nn.Module):
         self.variables = variables
         self.numbers = numbers
         self.conditioning = Conditioning(channels, label_dim=0, context_dim=0, augment_dim=0)
-        # A row for each number of a variable that is asked and one for that state, and the same again for given ones.
+        # Rows of a variable: a slope for each number and an offset, of it asked, and then the same of it given.
         self.first = nn.Parameter(torch.randn(variables, 2 * (numbers + 1), channels))
         self.identity = nn.Parameter(0.5 * torch.randn(variables, channels))
         self.value_in = nn.Linear(channels, channels)
@@ -168,7 +168,7 @@ class TokenTransformer(nn.Module):
         told = torch.cat([torch.where(clean, 0, told), torch.where(clean, told, 0)], 2)
         # Unlike pixels, the numbers of a vector may differ in digits that half precision has not got.
         with torch.autocast(x.device.type, enabled=False):
-            h = self.value_in(F.silu(torch.einsum("bvn,vnc->bvc", told, self.first))) + self.identity
+            h = self.value_in(F.silu(torch.einsum("bvn,vnc->bvc", told.to(self.first), self.first))) + self.identity
         for block in self.blocks:
             h = block(h, embedding, mask)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)

@@ -7,7 +7,8 @@ train the posterior, 10 % the likelihood, 5 % the joint, 2.5 % each the prior an
 given with a probability of the sample's own, the others asked, and in 10 % some are missing besides. What is drawn is a
 function of the seed and the number of the sample in the run, as all of training's noise.
 
-The network is trained by Muon, which learns more of the same samples than Adam does.
+The network is trained by Muon: of 10^6 samples of the task slcp Adam learned to a loss of 0.813 on fresh simulations,
+and Muon, at its better learning rate, to 0.796.
 
 The network's part starts at 0, where the model is the Gaussian of the data's moments, exactly and for every mask. It is
 kept only if it lowers the held-out loss by more than chance does: what it adds for Gaussian data is noise. Parameters
@@ -56,6 +57,8 @@ _ROWS = 1 << 14
 _BATCH = 512
 _LEARN_FROM = 50
 """Times that a simulation is seen in training above which a simulator is learned."""
+_SIMULATOR = 2 / 3
+"""Samples that a learned simulator sees, in those of the joint model: by default as many as NPSE's sees."""
 _SHARE_OWN = 0.1
 """Of the simulator's own simulations among those of a learned one."""
 _ERRORS = 2.0
@@ -335,7 +338,7 @@ class JointEstimator:
                     self.prior,
                     edm(),
                     folder / "simulator",
-                    samples=2 * seen // 3,
+                    samples=int(_SIMULATOR * seen),
                     batch_size=min(4 * batch, max(64, size // 4)),
                     seed=seed,
                     device=self.device,

@@ -164,6 +164,10 @@ class TrainingOptions:
             raise InputError(
                 f"lr_ramp is {self.lr_ramp}; with lr_schedule 'cosine' it must be below samples, {self.samples}"
             )
+        if self.optimizer == "muon" and self.precision == "fp16":
+            raise InputError(
+                "optimizer is 'muon' and precision 'fp16', whose skipped steps it does not share; use bf16"
+            )
         if self.accumulate > self.batch_size:
             raise InputError(
                 f"accumulate is {self.accumulate}; it must be at most batch_size, which is {self.batch_size}"

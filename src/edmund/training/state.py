@@ -24,7 +24,7 @@ NETWORK, AVERAGE, BEST, OPTIMIZER = "network", "ema", "best_ema", "optimizer"
 
 
 class State:
-    """The model in training, its average, the optimiser and the counters; `model` and `average` are on `device`.
+    """The model in training, its average, the optimisers and the counters; `model` and `average` are on `device`.
 
     mean: the mean of a tensor over all processes. widths: sigma_rel of the power-function averages that are tracked
     beside the one that is delivered.
@@ -141,11 +141,14 @@ class State:
             "torch": str(torch.__version__),
         }
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """InputError where a checkpoint is of another network."""
+        check_shapes(checkpoint.state["shapes"], named_tensors(self.model.denoiser), checkpoint.folder)
+
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
-        """Goes on from a checkpoint; InputError where it is of another network."""
+        """Goes on from a checkpoint of this network (`check`) and these options."""
         state = checkpoint.state
-        check_shapes(state["shapes"], named_tensors(self.model.denoiser), checkpoint.folder)
         _copy(checkpoint.tensors(NETWORK), self.model.denoiser)
         _copy(checkpoint.tensors(AVERAGE), self.average.denoiser)
         self._load_optimizer(checkpoint.tensors(OPTIMIZER))

@@ -2,8 +2,8 @@ r"""The training loop.
 
 One step of B samples, n having been seen: data, noise levels and noise of samples n .. n + B - 1 (`order`,
 `objective`, `augmentation`), the gradient of their mean loss over all processes and parts (`processes`), the guard and
-the clip (`gradients`), the optimiser at the learning rate of n (`learning_rate`), the moving average (`ema`). Each of
-these is a function of the options and n, so a checkpoint holds n, the weights, their averages and the optimiser's
+the clip (`gradients`), the optimisers at the learning rate of n (`learning_rate`), the moving average (`ema`). Each of
+these is a function of the options and n, so a checkpoint holds n, the weights, their averages and the optimisers'
 moments, and a run that goes on from it does bit for bit (on one CPU process) what it would have done without the
 interruption.
 
@@ -36,6 +36,7 @@ from edmund.training.gradients import clip, guard
 from edmund.training.interruption import Interruption
 from edmund.training.metrics_log import MetricsLog
 from edmund.training.objective import Objective, clean, drawn, drop, levels, normals, seeded_dropout
+from edmund.training.optimizers import check_optimizer
 from edmund.training.options import TrainingOptions
 from edmund.training.order import DataOrder, Part, PartSampler
 from edmund.training.processes import Processes
@@ -125,6 +126,7 @@ class Trainer:
             _check_droppable(dataset, model, self.options.label_dropout)
         if self.options.augment > 0:
             _check_augmentable(dataset, model, self.options.augment)
+        check_optimizer(model.denoiser, self.options)
 
     def run(self) -> TrainingResult:
         """Trains until `options.samples` have been seen, patience is out, or the process is told to stop."""
@@ -264,9 +266,10 @@ class _Run:
         if self.processes.largest(found) != found:
             raise InputError(f"directory: {str(self.directory)!r} is not the same folder for all processes")
         if checkpoint is not None:
-            self.state.load(checkpoint)  # refuses another network before any other difference
+            self.state.check(checkpoint)  # refuses another network before any other difference
             saved, ours = (fingerprint.completed(run, self.model) for run in (checkpoint.state["run"], self.identity))
             fingerprint.check_same(saved, ours, self.directory)
+            self.state.load(checkpoint)
             self.saved_at = checkpoint.samples_seen
 
     def _train(self, report: Report) -> str | None:
