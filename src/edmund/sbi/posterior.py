@@ -177,7 +177,7 @@ class Posterior:
             (n, self.prior.dim),
             sampler=default[0] if sampler is None else sampler,
             num_steps=default[1] if num_steps is None else num_steps,
-            latents=self._latents(context, n, seed),
+            latents=self._latents(context, None if method == "geffner" else composed, n, seed),
             seeds=_seeds(seed, n),
             batch_size=batch_size,
             progress=show_progress_bars,
@@ -216,9 +216,17 @@ class Posterior:
             beta=1 / temperature,
         ).to(self._device)
 
-    def _latents(self, context: Tensor, n: int, seed: int) -> Tensor:
-        """Unit normals [n, D] moved so that at sigma_max they lie around the mean of the single posteriors' means."""
-        mean = means(self.model, context).mean(0).cpu().double()
+    @torch.no_grad()
+    def _latents(self, context: Tensor, composed: Composition | None, n: int, seed: int) -> Tensor:
+        """Unit normals [n, D] moved so that at sigma_max they lie around the mean of what is sampled.
+
+        That is what `composed` says about the mean of the single posteriors' means, or this where it is None: scores
+        that are added alone, as Geffner's, say nothing of the mean there.
+        """
+        mean = means(self.model, context).mean(0, keepdim=True)
+        if composed is not None:
+            mean = composed(mean, torch.tensor(self.model.formulation.sigma_max, dtype=mean.dtype, device=mean.device))
+        mean = mean[0].cpu().double()
         normals = noise.normal(noise.keys(seed, torch.arange(n)), (self.prior.dim,), _START)
         return normals + mean / self.model.formulation.sigma_max
 
